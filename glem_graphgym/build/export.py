@@ -31,8 +31,8 @@ from glem_graphgym.data.tokens import Prompted, padding_id
 from glem_graphgym.em.journal import FinishedStage
 from glem_graphgym.em.run import Run
 from glem_graphgym.files import making, write_json
-from glem_graphgym.models.joint import JointModel
 from glem_graphgym.models.saving import save_dense, save_text_encoder
+from glem_graphgym.models.text_encoder import JointModel
 
 ROWS = 1 << 16  # nodes per Parquet row group
 GNN_KEY_PREFIXES = ("model.", "gnn.", "glem.node_features", "glem.label_input", "glem.setting")

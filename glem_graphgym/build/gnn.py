@@ -215,7 +215,7 @@ class Structure:
     def of_block(cls, block: Block) -> Structure:
         """A sampled neighbourhood, for which our networks return logits of the seeds only, others of all its nodes."""
         rowptr, col, degree = (torch.from_numpy(array) for array in (block.rowptr, block.col, block.degree))
-        adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist(), checked=True)
+        adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist())
         return cls(None, len(block.nodes), adjacency)
 
     def csr(self) -> tuple[np.ndarray, np.ndarray]:

@@ -37,8 +37,7 @@ from glem_graphgym.em.pseudo_labels import Gold
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.correct_and_smooth import LAYERS, correct_and_smooth
-from glem_graphgym.models.joint import JointModel
-from glem_graphgym.models.text_encoder import load_text_encoder
+from glem_graphgym.models.text_encoder import JointModel, load_text_encoder
 from glem_graphgym.out_of_core.hop_storage import HopStorage
 from glem_graphgym.out_of_core.layerwise import LayerwiseInference
 

@@ -208,7 +208,7 @@ class HopLearner(GNNLearner):
         x = torch.from_numpy(np.array(features, dtype=np.float32))
         device, dtype = self.hardware.device, self.hardware.dtype
         classes = 0 if folds is None else targets.gold.num_classes
-        free, num_entries = free_on_gpu(device), self.operator(self.graphs.predict).num_entries
+        free, num_entries = free_on_gpu(device), len(self.operator(self.graphs.predict).col)
         hops_bytes = dtype.itemsize * len(x) * ((self.hops + 1) * x.shape[1] + classes)
         copies = 1 if self.graphs.observed_nodes is None else 2  # `_merged` holds the hops of both graphs at once
         in_step = copies * hops_bytes <= GPU_SHARE * free

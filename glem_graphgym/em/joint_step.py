@@ -35,7 +35,7 @@ from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, even_batches
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
-from glem_graphgym.models.joint import JointModel
+from glem_graphgym.models.text_encoder import JointModel
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.layerwise import LayerwiseInference
 

@@ -9,7 +9,6 @@ one dot product per edge. No tensor of size edges times features is ever made.
 from __future__ import annotations
 
 import warnings
-import weakref
 from typing import Any
 
 import torch
@@ -19,12 +18,15 @@ from torch.autograd.function import once_differentiable
 
 from glem_graphgym.models.propagation import Adjacency, Pieces, pieces_of, weighted_sums
 
+SLOPE = 0.2  # of leaky_relu for negative scores (GAT, Velickovic et al. 2018)
+
 
 class AttentionGraph:
     """A graph of E edges, self-loops included, in H = ``heads`` copies, prepared for attention over its edges.
 
     The adjacency's T targets, the first of its N nodes, attend to sources among all N. Vectors on edges have shape
-    (E·H,), ordered by target, then head, then source. Made by `AttentionGraph.cached`.
+    (E·H,), ordered by target, then head, then source. Made by `AttentionGraph.cached`. ``in_degree`` (T,) and
+    ``out_degree`` (N,), int64, count the edges into each target and out of each node.
     """
 
     def __init__(self, adjacency: Adjacency, heads: int) -> None:
@@ -46,6 +48,7 @@ class AttentionGraph:
         # Not bincount, which synchronises with a GPU; sums of integers are exact in any order.
         column_counts = col.new_zeros(self.num_nodes * heads).scatter_add_(0, col, torch.ones_like(col))
         self._transposed_rowptr = _starts(column_counts).to(index_type)
+        self.in_degree, self.out_degree = degree, column_counts[::heads].clone()
         self._symmetric_weight: Tensor | None = None
         pointers = self._rowptr, self._transposed_rowptr
         self._pieces, self._transposed_pieces = (pieces_of(p) if adjacency.is_reused else None for p in pointers)
@@ -53,19 +56,11 @@ class AttentionGraph:
     @staticmethod
     def cached(adjacency: Adjacency, heads: int) -> AttentionGraph:
         """The graph of A + I, so that nodes attend to themselves too; made once per adjacency and cached with it."""
-        graphs = _GRAPH_CACHE.setdefault(adjacency, {})
-        if heads not in graphs:
+        key = "attention", heads
+        if key not in adjacency.derived:
             with torch.inference_mode(False):  # so that training may use it too
-                graphs[heads] = AttentionGraph(adjacency.with_self_loops(), heads)
-        return graphs[heads]
-
-    def in_degree(self) -> Tensor:
-        """int64 (T,): edges into each target."""
-        return self._rowptr.diff()[:: self.heads].long()
-
-    def out_degree(self) -> Tensor:
-        """int64 (N,): edges out of each node."""
-        return self._transposed_rowptr.diff()[:: self.heads].long()
+                adjacency.derived[key] = AttentionGraph(adjacency.with_self_loops(), heads)
+        return adjacency.derived[key]
 
     def draw_edges(self, drop: float, generator: torch.Generator | None = None) -> Tensor | None:
         """Mask bool (E,) of the edges that stay when ⌊``drop`` · E⌋ random ones are dropped; None if none is."""
@@ -76,9 +71,7 @@ class AttentionGraph:
         kept = torch.ones(self.num_edges, dtype=torch.bool, device=self._col.device)
         return kept.index_fill_(0, drawn[:number], False)
 
-    def softmax(
-        self, source: Tensor, target: Tensor | None = None, kept: Tensor | None = None, slope: float = 0.2
-    ) -> Tensor:
+    def softmax(self, source: Tensor, target: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
         """Attention (E·H,): softmax of leaky_relu(source_j + target_i) over each node's incoming edges, per head.
 
         Scores are (N, H) for sources and (T, H), or None for 0, for targets. Edges outside ``kept``, bool (E,), get 0.
@@ -87,7 +80,7 @@ class AttentionGraph:
         dtype = torch.promote_types(source.dtype, torch.float32)
         source = source.to(dtype).flatten()
         target = None if target is None else target.to(dtype).flatten()
-        return _EdgeSoftmax.apply(source, target, kept, slope, self)
+        return _EdgeSoftmax.apply(source, target, kept, self)
 
     def symmetric_weight(self) -> Tensor:
         """float32 (E·H,): (in-degree of the target / out-degree of the source)^1/2.
@@ -96,7 +89,7 @@ class AttentionGraph:
         """
         if self._symmetric_weight is None:
             with torch.inference_mode(False):
-                in_degree, out_degree = (degree.clamp(min=1) for degree in (self.in_degree(), self.out_degree()))
+                in_degree, out_degree = (degree.clamp(min=1) for degree in (self.in_degree, self.out_degree))
                 ratio = in_degree[self._row.long() // self.heads] / out_degree[self._col.long() // self.heads]
                 self._symmetric_weight = ratio.sqrt().float()
         return self._symmetric_weight
@@ -133,10 +126,6 @@ class AttentionGraph:
         )
 
 
-# Cache of AttentionGraph.cached. A value that refers to its adjacency would keep the entry alive for ever.
-_GRAPH_CACHE: weakref.WeakKeyDictionary[Adjacency, dict[int, AttentionGraph]] = weakref.WeakKeyDictionary()
-
-
 def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
     """Scores a_h · W_h x, (N, H), for each of the ``vectors`` a (H, D).
 
@@ -151,14 +140,12 @@ def attention_scores(x: Tensor, weight: Tensor, *vectors: Tensor) -> tuple[Tenso
 
 class _EdgeSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, source: Tensor, target: Tensor | None, kept: Tensor | None, slope: float, graph: AttentionGraph
-    ) -> Tensor:
+    def forward(ctx: Any, source: Tensor, target: Tensor | None, kept: Tensor | None, graph: AttentionGraph) -> Tensor:
         scores = source.index_select(0, graph._col)
         if target is not None:
             scores += target.index_select(0, graph._row)
         positive = scores > 0
-        scores = F.leaky_relu_(scores, slope)
+        scores = F.leaky_relu_(scores, SLOPE)
         if kept is not None:
             scores.masked_fill_(~kept.index_select(0, graph._edge), -torch.inf)
         largest = _reduced(scores, "max", graph._rowptr, graph._pieces, -torch.inf)
@@ -167,7 +154,7 @@ class _EdgeSoftmax(torch.autograd.Function):
         # The largest score adds 1, so a sum is below 1 only where all weights are 0.
         total = graph._total(attention).clamp_(min=1)
         attention.div_(total.index_select(0, graph._row))
-        ctx.graph, ctx.slope, ctx.has_target = graph, slope, target is not None
+        ctx.graph, ctx.has_target = graph, target is not None
         ctx.save_for_backward(attention, positive)
         return attention
 
@@ -178,9 +165,9 @@ class _EdgeSoftmax(torch.autograd.Function):
         graph = ctx.graph
         grad = grad * attention
         grad -= attention * graph._total(grad).index_select(0, graph._row)
-        grad = torch.where(positive, grad, grad * ctx.slope)
+        grad = torch.where(positive, grad, grad * SLOPE)
         target = graph._total(grad) if ctx.has_target and ctx.needs_input_grad[1] else None
-        return graph._transposed_total(grad), target, None, None, None
+        return graph._transposed_total(grad), target, None, None
 
 
 class _WeightedSum(torch.autograd.Function):

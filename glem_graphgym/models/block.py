@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from glem_graphgym.models.mlp import LayerStack
@@ -22,28 +20,20 @@ class BlockAdjacency(Adjacency):
     Means and attention are over the drawn neighbours. GCN's weights are 1/√(d~_i d~_j) with degrees of the whole graph,
     times d~_i / (number drawn + 1): exact if all neighbours are drawn, else scaled up for those that were not.
 
-    Edges and self-loops per hop are counted on construction, on the CPU, so that work on a GPU never waits for them.
+    Edges per hop are counted on construction, on the CPU, so that work on a GPU never waits for them.
 
     Args:
-        rowptr, col, checked: see `Adjacency`. Nodes are ordered: the seeds, then those that each hop adds.
+        rowptr, col: see `Adjacency`; without self-loops. Nodes are ordered: the seeds, then those that each hop adds.
         degree: int64 (n,), number of neighbours of each node in the whole graph.
         ends: number of nodes within 0, 1, … hops of the seeds; the nodes of the last hop have no edges.
     """
 
-    def __init__(
-        self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int], *, checked: bool = False
-    ) -> None:
-        super().__init__(rowptr, col, len(degree), checked=checked)
-        self.degree, self.ends = degree, tuple(ends)
-        loops = (self._pattern.rows() == self.col).nonzero().flatten()
-        inner = rowptr[list(self.ends[:-1])]
-        self._edges_within, self._loops_within = inner.tolist(), torch.searchsorted(loops, inner).tolist()
-        self._loops = len(loops)
-        self._pattern.is_reused = False
+    is_reused = False
 
-    @property
-    def num_seeds(self) -> int:
-        return self.ends[0]
+    def __init__(self, rowptr: Tensor, col: Tensor, degree: Tensor, ends: Sequence[int]) -> None:
+        super().__init__(rowptr, col, len(degree))
+        self.degree, self.ends = degree, tuple(ends)
+        self._edges_within = rowptr[list(self.ends[:-1])].tolist()
 
     def target_degree(self) -> Tensor:
         """Number of neighbours of each target in the whole graph, int64 (T,)."""
@@ -59,24 +49,21 @@ class BlockAdjacency(Adjacency):
     def gcn(self) -> SparseOperator:
         """D~^-1/2 (A+I) D~^-1/2 of the whole graph, estimated from the drawn edges."""
         drawn, scale = self.rowptr.diff().double() + 1, self.degree.double() + 1
-        pattern = self.with_self_loops()._pattern
-        return SparseOperator(pattern, self.targets_of(scale).sqrt() / drawn, scale.rsqrt())
+        return self.with_self_loops()._operator(self.targets_of(scale).sqrt() / drawn, scale.rsqrt())
 
     def layers(self) -> list[BlockAdjacency]:
         """One adjacency per layer, in order, with the edges into the nodes whose outputs are still needed.
 
         Layer l = 0, …, L - 1 reads the nodes within L - l hops; its targets are those within L - l - 1 hops.
         """
-        return [self._layer(hop) for hop in reversed(range(len(self.ends) - 1))]
-
-    def _layer(self, hop: int) -> BlockAdjacency:
-        targets, nodes = self.ends[hop : hop + 2]
-        edges, loops = self._edges_within[hop], self._loops_within[hop]
-        layer = copy.copy(self)
-        layer._pattern = self._pattern_of(self.rowptr[: targets + 1], self.col[:edges], nodes)
-        layer._operators, layer.degree, layer.ends = {}, self.degree[:nodes], (targets, nodes)
-        layer._edges_within, layer._loops_within, layer._loops = [edges], [loops], loops
-        return layer
+        layers = []
+        for hop in reversed(range(len(self.ends) - 1)):
+            targets, nodes = self.ends[hop : hop + 2]
+            edges = self._edges_within[hop]
+            layer = self._with_entries(self.rowptr[: targets + 1], self.col[:edges], nodes)
+            layer.degree, layer.ends, layer._edges_within = self.degree[:nodes], (targets, nodes), [edges]
+            layers.append(layer)
+        return layers
 
 
 def seed_logits(network: LayerStack, x: Tensor, block: BlockAdjacency) -> Tensor:

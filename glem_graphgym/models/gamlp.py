@@ -60,14 +60,12 @@ class GAMLP(HopNetwork):
         label_layers: int = 4,
         label_dropout: float = 0.0,
     ) -> None:
-        super().__init__(dim_in, dim_out, hops, label_hops)
+        super().__init__(dim_in, dim_out, hops, label_hops, input_dropout)
         check_sizes(dim_hidden=dim_hidden)
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
-        check_probabilities(
-            input_dropout=input_dropout, attention_dropout=attention_dropout, label_dropout=label_dropout
-        )
-        self.dropout, self.input_dropout, self.attention_dropout = dropout, input_dropout, attention_dropout
+        check_probabilities(attention_dropout=attention_dropout, label_dropout=label_dropout)
+        self.dropout, self.attention_dropout = dropout, attention_dropout
         self.input_norm = nn.BatchNorm1d(dim_in) if input_norm else None
         self.preprocess = nn.ModuleList(
             FeedForward(dim_in, dim_hidden, dim_hidden, 2, dropout) for _ in range(hops + 1)
@@ -82,8 +80,7 @@ class GAMLP(HopNetwork):
         if self.residual is not None:
             reset_glorot(self.residual)
 
-    def hop_logits(self, hop_features: Tensor) -> Tensor:
-        x = dropout(hop_features, self.input_dropout, self.training)
+    def hop_logits(self, x: Tensor) -> Tensor:
         if self.input_norm is not None:
             x = self.input_norm(x.flatten(0, 1)).view_as(x)
         hidden = [transform(x[hop]) for hop, transform in enumerate(self.preprocess)]

@@ -16,14 +16,19 @@ class HopNetwork(nn.Module):
     """Network that reads the graph only through its nodes' hop features, so that any nodes can form a batch.
 
     A subclass defines `hop_logits` and, for label hops, ``label_branch``: a module (B, label_hops · C) -> (B, C) whose
-    output is added to the logits. With ``hops`` K it expects K+1 hop features; None = any number.
+    output is added to the logits. With ``hops`` K it expects K+1 hop features; None = any number. ``input_dropout`` is
+    the probability of dropping a hop feature.
     """
 
-    def __init__(self, dim_in: int, dim_out: int, hops: int | None, label_hops: int = 0) -> None:
+    def __init__(
+        self, dim_in: int, dim_out: int, hops: int | None, label_hops: int = 0, input_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         check_sizes(dim_in=dim_in, dim_out=dim_out)
         check_sizes(0, hops=hops or 0, label_hops=label_hops)
+        check_probabilities(input_dropout=input_dropout)
         self.dim_in, self.dim_out, self.hops, self.label_hops = dim_in, dim_out, hops, label_hops
+        self.input_dropout = input_dropout
         self.label_branch: nn.Module | None = None
 
     def forward(self, hop_features: Tensor, label_features: Tensor | None = None) -> Tensor:
@@ -39,13 +44,13 @@ class HopNetwork(nn.Module):
         shape = None if label_features is None else tuple(label_features.shape)
         if shape != expected:
             raise ValueError(f"label_features are {shape}, expected {expected} with label_hops = {self.label_hops}")
-        logits = self.hop_logits(hop_features)
+        logits = self.hop_logits(dropout(hop_features, self.input_dropout, self.training))
         if self.label_branch is None or label_features is None:
             return logits
         return logits + self.label_branch(label_features.transpose(0, 1).flatten(1))
 
-    def hop_logits(self, hop_features: Tensor) -> Tensor:
-        """Logits (B, C) of hop features (K+1, B, D)."""
+    def hop_logits(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of hop features (K+1, B, D), after their dropout."""
         raise NotImplementedError
 
 

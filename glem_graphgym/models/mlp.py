@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class LayerStack(nn.Module):
         pre_layers: number of linear layers before the first layer, each with norm, ReLU and dropout.
         readout: source of the logits: ``"layer"``, the last layer; ``"linear"``, a linear map of the last layer, which
             is then a hidden one; ``"sum"``, a linear map of the sum of all layers (jumping knowledge, Xu et al. 2018).
+        layer_options: further arguments of every ``Layer``.
     """
 
     Layer: type[nn.Module]
@@ -46,6 +48,7 @@ class LayerStack(nn.Module):
         linear_skip: bool = False,
         pre_layers: int = 0,
         readout: str = "layer",
+        **layer_options: Any,
     ) -> None:
         super().__init__()
         check_sizes(dim_in=dim_in, dim_hidden=dim_hidden, dim_out=dim_out, num_layers=num_layers)
@@ -53,7 +56,7 @@ class LayerStack(nn.Module):
         first = dim_hidden if pre_layers else dim_in
         self.widths = [first, *[dim_hidden] * (num_layers - 1), dim_out if readout == "layer" else dim_hidden]
         hidden = num_layers - (readout == "layer")
-        self.layers = nn.ModuleList(self.Layer(a, b) for a, b in pairwise(self.widths))
+        self.layers = nn.ModuleList(self.Layer(a, b, **layer_options) for a, b in pairwise(self.widths))
         self.activations = nn.ModuleList(Activation(dim_hidden, norm, dropout) for _ in range(hidden))
         self.input_dropout = input_dropout
         self.residual, self.readout = residual, readout

@@ -157,7 +157,7 @@ def _described_readout(folder: Path, modules: list[dict[str, Any]]) -> Readout:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Content of config.json of a Pooling or Dense module; other modules may have none."""
-    values: dict[str, Any] = read_json_of(folder / "config.json", "lm.model", dict)
+    values: dict[str, Any] = read_json_of(folder / "config.json", None, dict)
     return values
 
 

@@ -94,7 +94,7 @@ def find_model(model: str, inside: Path | None = None, adapter_folders: tuple[Pa
     files = ModelFiles(model, folder, transformer, adapter=transformer)
     if (transformer / "config.json").exists() and _globbed(transformer, "model*.safetensors", "pytorch_model*.bin"):
         return files
-    name = _read_json(transformer / "adapter_config.json", model, dict).get("base_model_name_or_path")
+    name = read_json_of(transformer / "adapter_config.json", model, dict).get("base_model_name_or_path")
     if not name or folder.resolve() in adapter_folders:
         raise ModelError(
             f"lm.model '{model}' is an adapter of peft, and {transformer / 'adapter_config.json'} names no model "
@@ -117,7 +117,7 @@ def read_modules(files: ModelFiles) -> tuple[Path, list[dict[str, Any]]]:
     file = files.folder / "modules.json"
     if not file.is_file():
         return read_modules(files.base) if files.base else (files.folder, [])
-    modules = _read_json(file, files.model, list)
+    modules = read_json_of(file, files.model, list)
     for module in modules:
         path = module.get("path") if isinstance(module, dict) else None
         if not isinstance(path, str) or not isinstance(module.get("type"), str):
@@ -127,12 +127,9 @@ def read_modules(files: ModelFiles) -> tuple[Path, list[dict[str, Any]]]:
     return files.folder, modules
 
 
-def _read_json(file: Path, model: str, kind: type) -> Any:
-    return read_json_of(file, f"lm.model '{model}'", kind)
-
-
-def read_json_of(file: Path, context: str, kind: type) -> Any:
-    """Content of a JSON ``file``, of type ``kind``; a ValueError names ``context`` and the file."""
+def read_json_of(file: Path, model: str | None, kind: type) -> Any:
+    """Content of a JSON ``file`` of ``model``, of type ``kind``; a ValueError names lm.model and the file."""
+    context = "lm.model" if model is None else f"lm.model '{model}'"
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -156,7 +153,7 @@ def _config_of(files: ModelFiles) -> Any:
     import transformers
 
     file = files.transformer / "config.json"
-    values = _read_json(file, files.model, dict)
+    values = read_json_of(file, files.model, dict)
     kind = values.get("model_type") or _guessed_type(values)
     if kind is None:
         raise ModelError(
@@ -419,7 +416,7 @@ def prompt_of(model: str, prompt: str) -> tuple[str, str]:
         return prefix, suffix
     folder, _ = read_modules(find_model(model))
     file = folder / "config_sentence_transformers.json"
-    settings = _read_json(file, model, dict) if file.is_file() else {}
+    settings = read_json_of(file, model, dict) if file.is_file() else {}
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
     if name is None:
         return "", ""
@@ -480,14 +477,14 @@ def read_tokenizer_config(model: str) -> dict[str, Any]:
     """tokenizer_config.json of ``model``; {} without one."""
     folder = _tokenizer_folder(find_model(model))
     file = folder / "tokenizer_config.json" if folder else Path()
-    values: dict[str, Any] = _read_json(file, model, dict) if file.is_file() else {}
+    values: dict[str, Any] = read_json_of(file, model, dict) if file.is_file() else {}
     return values
 
 
 def lowercases(files: ModelFiles) -> bool:
     """Whether sentence_bert_config.json asks for lowercase texts, whatever the tokenizer does."""
     file = (files.adapter or files.transformer) / "sentence_bert_config.json"
-    return file.is_file() and bool(_read_json(file, files.model, dict).get("do_lower_case"))
+    return file.is_file() and bool(read_json_of(file, files.model, dict).get("do_lower_case"))
 
 
 def _matching_tokenizer(tokenizer: Any, file: Path, files: ModelFiles, texts: Sequence[str]) -> Any:

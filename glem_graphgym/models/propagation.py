@@ -46,9 +46,9 @@ def cached_operator(make: Callable[[Any], SparseOperator]) -> Callable[[Any], Sp
 
     @functools.wraps(make)
     def operator(self: Adjacency) -> SparseOperator:
-        if make.__name__ not in self._operators:
-            self._operators[make.__name__] = make(self)
-        return self._operators[make.__name__]
+        if make.__name__ not in self.derived:
+            self.derived[make.__name__] = make(self)
+        return self.derived[make.__name__]
 
     return operator
 
@@ -63,16 +63,20 @@ class Adjacency:
         rowptr: int64 (T+1,), where each row begins in ``col``; from 0 to nnz.
         col: int32 or int64 (nnz,), column indices, strictly increasing within a row.
         num_nodes: N, at least T; None = T.
-        checked: skip the validation of the arguments, which would synchronise with a GPU.
+
+    Attributes:
+        rowptr, col: both in int32 if it suffices, else int64.
+        derived: cache of operators and attention graphs made of it.
     """
 
-    _loops: int | None = None  # number of entries on the diagonal, if known without counting
+    is_reused = True  # for many steps, unlike a sampled neighbourhood
 
-    def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None, *, checked: bool = False) -> None:
-        if not checked:
-            _check_csr(rowptr, col, num_nodes)
-        self._pattern = _Pattern(rowptr, col, len(rowptr) - 1 if num_nodes is None else num_nodes)
-        self._operators: dict[str, SparseOperator] = {}
+    def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None) -> None:
+        self.num_nodes = len(rowptr) - 1 if num_nodes is None else num_nodes
+        # embedding_bag needs both in one type; 32 bits halve the memory and cost no time.
+        index_type = torch.int32 if max(self.num_nodes, len(col)) < 2**31 else torch.int64
+        self.rowptr, self.col = rowptr.to(index_type), col.to(index_type)
+        self.derived: dict[Any, Any] = {}
 
     @classmethod
     def from_edge_index(cls, edge_index: Tensor, num_nodes: int) -> Adjacency:
@@ -81,38 +85,20 @@ class Adjacency:
             raise ValueError(
                 f"edge_index is {described(edge_index)}, expected torch.int64 of shape (2, number of edges)"
             )
-        _check_range("edge_index", edge_index, num_nodes)
+        if edge_index.numel() and (edge_index.min() < 0 or edge_index.max() >= num_nodes):
+            bounds = f"{int(edge_index.min())} to {int(edge_index.max())}"
+            raise ValueError(f"edge_index names nodes {bounds}, expected 0 to {num_nodes - 1}")
         source, target = edge_index
-        return cls(*_csr(target, source, num_nodes, num_nodes), checked=True)
-
-    @property
-    def num_nodes(self) -> int:
-        """N, the number of nodes whose features are propagated."""
-        return self._pattern.num_columns
+        return cls(*_csr(target, source, num_nodes, num_nodes))
 
     @property
     def num_targets(self) -> int:
         """T, the number of nodes that features are propagated to."""
-        return self._pattern.num_rows
-
-    @property
-    def rowptr(self) -> Tensor:
-        """Row pointers (T+1,), in the index type of the operators: int32 if it suffices."""
-        return self._pattern.rowptr
-
-    @property
-    def col(self) -> Tensor:
-        """Column indices (nnz,), of the same type as `rowptr`."""
-        return self._pattern.col
+        return len(self.rowptr) - 1
 
     @property
     def device(self) -> torch.device:
         return self.col.device
-
-    @property
-    def is_reused(self) -> bool:
-        """Whether the graph is used for many steps, unlike a sampled neighbourhood."""
-        return self._pattern.is_reused
 
     def targets_of(self, x: Tensor) -> Tensor:
         """The targets' rows (T, D) of ``x`` (N, D); ``x`` itself if all nodes are targets."""
@@ -133,56 +119,56 @@ class Adjacency:
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
         col = move(self.col)
-        if col is self.col:
-            return self
-        moved = copy.copy(self)
-        moved._pattern, moved._operators = self._pattern_of(move(self.rowptr), col, self.num_nodes), {}
-        return moved
+        return self if col is self.col else self._with_entries(move(self.rowptr), col, self.num_nodes)
 
-    def _pattern_of(self, rowptr: Tensor, col: Tensor, num_nodes: int) -> _Pattern:
-        pattern = _Pattern(rowptr, col, num_nodes)
-        pattern.is_reused &= self._pattern.is_reused
-        return pattern
+    def _with_entries(self, rowptr: Tensor, col: Tensor, num_nodes: int) -> Self:
+        changed = copy.copy(self)
+        changed.rowptr, changed.col, changed.num_nodes, changed.derived = rowptr, col, num_nodes, {}
+        return changed
 
     def edge_index(self) -> Tensor:
         """PyG's edge index, int64 (2, nnz): sources, then targets; ordered by target."""
-        return torch.stack([self.col.long(), self._pattern.rows()])
+        return torch.stack([self.col.long(), _rows(self.rowptr, self.col)])
 
     def with_self_loops(self) -> Adjacency:
         """A + I, in which self-loops of A are not doubled."""
         target = torch.arange(self.num_targets, device=self.device)
-        row, col = torch.cat([self._pattern.rows(), target]), torch.cat([self.col.long(), target])
-        number = None if self._loops is None else len(row) - self._loops
-        looped = Adjacency(*_csr(row, col, self.num_targets, self.num_nodes, number), self.num_nodes, checked=True)
-        looped._pattern.is_reused &= self._pattern.is_reused
+        row, col = torch.cat([_rows(self.rowptr, self.col), target]), torch.cat([self.col.long(), target])
+        # Sampled neighbourhoods have no self-loops.
+        rowptr, col = _csr(row, col, self.num_targets, self.num_nodes, distinct=not self.is_reused)
+        looped = Adjacency(rowptr, col, self.num_nodes)
+        looped.is_reused = self.is_reused
         return looped
+
+    def _operator(self, left: Tensor, right: Tensor) -> SparseOperator:
+        return SparseOperator(self.rowptr, self.col, left, right, self.is_reused)
 
     @cached_operator
     def sum(self) -> SparseOperator:
         """A: the sum over neighbours."""
-        return SparseOperator(self._pattern, self._ones(self.num_targets), self._ones(self.num_nodes))
+        return self._operator(self._ones(self.num_targets), self._ones(self.num_nodes))
 
     @cached_operator
     def mean(self) -> SparseOperator:
         """D^-1 A: the mean over neighbours, 0 where there are none (GraphSAGE, Hamilton et al. 2017)."""
         degree = self.rowptr.diff().double()
-        return SparseOperator(self._pattern, 1 / degree.clamp(min=1), self._ones(self.num_nodes))
+        return self._operator(1 / degree.clamp(min=1), self._ones(self.num_nodes))
 
     @cached_operator
     def gcn(self) -> SparseOperator:
         """D~^-1/2 (A+I) D~^-1/2, with D~ the row sums of A+I (GCN, Kipf and Welling 2017); whole graphs only."""
         if self.num_targets != self.num_nodes:
             raise ValueError(f"{self.num_targets} of {self.num_nodes} nodes are targets, GCN's operator needs all")
-        looped = self.with_self_loops()._pattern
+        looped = self.with_self_loops()
         scale = looped.rowptr.diff().double().rsqrt()
-        return SparseOperator(looped, scale, scale)
+        return looped._operator(scale, scale)
 
     @cached_operator
     def symmetric(self) -> SparseOperator:
         """D^-1/2 A D^-1/2, with D the row sums of A; 0 for nodes without any (Correct & Smooth); whole graphs only."""
         degree = self.rowptr.diff().double()
         scale = degree.rsqrt().masked_fill_(degree == 0, 0.0)
-        return SparseOperator(self._pattern, scale, scale)
+        return self._operator(scale, scale)
 
     def _ones(self, number: int) -> Tensor:
         return torch.ones(number, dtype=torch.float64, device=self.device)
@@ -196,18 +182,19 @@ class SparseOperator:
     bits on the same machine, whatever the number of threads. Entries are rounded once, to the type of ``x``.
     """
 
-    def __init__(self, pattern: _Pattern, left: Tensor, right: Tensor) -> None:
-        self.num_targets, self.num_nodes = pattern.num_rows, pattern.num_columns
-        self.device = pattern.col.device
-        self._pattern, self._left, self._right = pattern, left, right
+    def __init__(self, rowptr: Tensor, col: Tensor, left: Tensor, right: Tensor, is_reused: bool = True) -> None:
+        self.rowptr, self.col, self._left, self._right = rowptr, col, left, right
+        self.num_targets, self.num_nodes, self.device = len(left), len(right), col.device
+        self.is_reused = is_reused  # only then compared with its transpose and split, which synchronises with a GPU
         self._weights: dict[torch.dtype, Tensor] = {}
-        self._transpose: SparseOperator | None = None  # also None if the matrix is symmetric
-        self._symmetric: bool | None = None
+        self._transpose: SparseOperator | None = None
+        self._is_symmetric = False  # a reference to itself as transpose would be a cycle, which outlives its last user
         self._product_cache: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # an input, its version, the product
 
-    @property
-    def num_entries(self) -> int:
-        return len(self._pattern.col)
+    @functools.cached_property
+    def pieces(self) -> Pieces | None:
+        """Pieces of its rows for `weighted_sums`; None if they are not split."""
+        return pieces_of(self.rowptr) if self.is_reused else None
 
     def cached_product(self, x: Tensor) -> Tensor | None:
         """Product with an ``x`` marked by `mark_constant`, in `working_type`, cached until ``x`` changes; else None."""
@@ -226,26 +213,30 @@ class SparseOperator:
     def weight(self, dtype: torch.dtype) -> Tensor:
         """Entries (nnz,) in CSR order, rounded to ``dtype``."""
         if dtype not in self._weights:
-            weight = self._left[self._pattern.rows()] * self._right[self._pattern.col]
+            weight = self._left[_rows(self.rowptr, self.col)] * self._right[self.col]
             self._weights[dtype] = weight.to(dtype)
         return self._weights[dtype]
 
     def transpose(self) -> SparseOperator:
         """The transposed operator; this object if the matrix is symmetric."""
-        if self._symmetric is None:  # compared once, as this synchronises with a GPU
-            pattern = self._pattern.transpose()
-            self._symmetric = pattern is self._pattern and torch.equal(self._left, self._right)
-            if not self._symmetric:
-                self._transpose = SparseOperator(pattern, self._right, self._left)
+        if self._transpose is None and not self._is_symmetric:
+            row = _rows(self.rowptr, self.col)
+            rowptr, col = _csr(self.col.long(), row, self.num_nodes, self.num_targets, distinct=True)
+            rowptr, col = rowptr.to(self.rowptr.dtype), col.to(self.col.dtype)
+            if self.is_reused and torch.equal(rowptr, self.rowptr) and torch.equal(col, self.col):
+                rowptr, col = self.rowptr, self.col
+                self._is_symmetric = torch.equal(self._left, self._right)
+            if not self._is_symmetric:
+                self._transpose = SparseOperator(rowptr, col, self._right, self._left, self.is_reused)
         return self if self._transpose is None else self._transpose
 
     def to(self, device: torch.device) -> SparseOperator:
         """The same matrix on ``device``; this object if it is there already."""
-        pattern, col = self._pattern, self._pattern.col.to(device)
-        if col is pattern.col:
+        col = self.col.to(device)
+        if col is self.col:
             return self
-        moved = _Pattern(pattern.rowptr.to(device), col, pattern.num_columns)
-        return SparseOperator(moved, self._left.to(device), self._right.to(device))
+        rowptr, left, right = (x.to(device) for x in (self.rowptr, self._left, self._right))
+        return SparseOperator(rowptr, col, left, right, self.is_reused)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """The product (T, D) with ``x`` (N, D)."""
@@ -256,8 +247,7 @@ class SparseOperator:
         return _Product.apply(x, self)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        matrix = self._pattern.rowptr, self._pattern.col, self.weight(x.dtype)
-        return weighted_sums(*matrix, x.detach().contiguous(), self._pattern.pieces)
+        return weighted_sums(self.rowptr, self.col, self.weight(x.dtype), x.detach().contiguous(), self.pieces)
 
 
 class Pieces(NamedTuple):
@@ -335,80 +325,21 @@ class _Product(torch.autograd.Function):
         return ctx.operator.transpose() @ grads[0], None
 
 
-class _Pattern:
-    """Sparsity pattern of a CSR matrix and its transpose, shared by operators with different weights.
-
-    Only if it ``is_reused`` is it checked for symmetry and long rows, which synchronises with a GPU.
-    """
-
-    def __init__(self, rowptr: Tensor, col: Tensor, num_columns: int) -> None:
-        self.num_rows, self.num_columns = len(rowptr) - 1, num_columns
-        # embedding_bag needs both in one type; 32 bits halve the memory and cost no time.
-        index_type = torch.int32 if max(self.num_rows, num_columns, len(col)) < 2**31 else torch.int64
-        self.rowptr, self.col = rowptr.to(index_type), col.to(index_type)
-        self.is_reused = True
-        self._transpose: _Pattern | None = None  # None if it is self: a reference cycle would outlive its last user
-        self._is_transposed = False
-
-    @functools.cached_property
-    def pieces(self) -> Pieces | None:
-        """Pieces of its rows for `weighted_sums`; None if they are not split."""
-        return pieces_of(self.rowptr) if self.is_reused else None
-
-    def rows(self) -> Tensor:
-        """Row of each entry, int64 (nnz,)."""
-        row = torch.arange(self.num_rows, device=self.col.device)
-        return row.repeat_interleave(self.rowptr.diff(), output_size=len(self.col))
-
-    def transpose(self) -> _Pattern:
-        if not self._is_transposed:
-            rowptr, col = _csr(self.col.long(), self.rows(), self.num_columns, self.num_rows, len(self.col))
-            transposed, self._is_transposed = _Pattern(rowptr, col, self.num_rows), True
-            transposed.is_reused = self.is_reused
-            same = self.is_reused and torch.equal(transposed.rowptr, self.rowptr)
-            self._transpose = None if same and torch.equal(transposed.col, self.col) else transposed
-        return self if self._transpose is None else self._transpose
+def _rows(rowptr: Tensor, col: Tensor) -> Tensor:
+    """Row of each entry, int64 (nnz,)."""
+    return torch.arange(len(rowptr) - 1, device=col.device).repeat_interleave(rowptr.diff(), output_size=len(col))
 
 
-def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int, number: int | None = None) -> tuple[Tensor, Tensor]:
+def _csr(row: Tensor, col: Tensor, num_rows: int, num_columns: int, distinct: bool = False) -> tuple[Tensor, Tensor]:
     """Row pointers and columns, int64, of the entries (row, col), sorted and without duplicates.
 
-    ``number`` of distinct entries, if known: without it this synchronises with a GPU.
+    Unless they are known to be ``distinct``, this synchronises with a GPU.
     """
     key = (row * num_columns + col).sort().values
-    if number is None:
+    if not distinct:
         key = torch.unique_consecutive(key)
-    elif number < len(key):
-        index = (key.diff(prepend=key[:1]) > 0).cumsum(0)
-        key = key.new_empty(number).scatter_(0, index, key)  # duplicates go to one index
     starts = torch.arange(num_rows + 1, device=key.device) * num_columns
     return torch.searchsorted(key, starts), key % max(num_columns, 1)
-
-
-def _check_csr(rowptr: Tensor, col: Tensor, num_nodes: int | None) -> None:
-    if rowptr.dim() != 1 or len(rowptr) == 0 or rowptr.dtype != torch.int64:
-        raise ValueError(f"rowptr is {described(rowptr)}, expected torch.int64 of shape (T+1,)")
-    if col.dim() != 1 or col.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"col is {described(col)}, expected torch.int32 or torch.int64 of shape (nnz,)")
-    if rowptr[0] != 0 or rowptr[-1] != len(col) or (rowptr.diff() < 0).any():
-        ends = f"from {int(rowptr[0])} to {int(rowptr[-1])}"
-        raise ValueError(f"rowptr runs {ends}, expected from 0 to {len(col)} without decreasing")
-    targets = len(rowptr) - 1
-    if num_nodes is not None and num_nodes < targets:
-        raise ValueError(f"num_nodes is {num_nodes}, expected at least the {targets} rows of rowptr")
-    _check_range("col", col, targets if num_nodes is None else num_nodes)
-    increases = col.diff() > 0
-    increases[rowptr[(rowptr > 0) & (rowptr < len(col))] - 1] = True
-    if not increases.all():
-        raise ValueError(
-            "col is not strictly increasing within every row; build the graph with Adjacency.from_edge_index"
-        )
-
-
-def _check_range(name: str, index: Tensor, num_nodes: int) -> None:
-    if index.numel() and (index.min() < 0 or index.max() >= num_nodes):
-        bounds = f"{int(index.min())} to {int(index.max())}"
-        raise ValueError(f"{name} names nodes {bounds}, expected 0 to {num_nodes - 1}")
 
 
 def described(x: Tensor) -> str:

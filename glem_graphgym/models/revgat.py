@@ -54,7 +54,7 @@ class RevGATLayer(nn.Module):
         x = x.to(working_type(x))  # once, rather than in every product below
         (source,) = attention_scores(x, self.linear.weight, self.source)
         if self.symmetric_norm:
-            source = source * graph.out_degree().clamp(min=1).to(self.source.dtype).rsqrt()[:, None]
+            source = source * graph.out_degree.clamp(min=1).to(self.source.dtype).rsqrt()[:, None]
         if seed is None:
             weight = graph.softmax(source)
         else:

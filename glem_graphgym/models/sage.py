@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from glem_graphgym.models.mlp import LayerStack
@@ -39,9 +37,3 @@ class SAGE(LayerStack):
     """
 
     Layer = SAGELayer
-
-    def __init__(self, *args: Any, self_loops: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options)
-        for layer in self.layers:
-            assert isinstance(layer, SAGELayer)
-            layer.self_loops = self_loops

@@ -44,12 +44,10 @@ class SAGN(HopNetwork):
         label_layers: int = 4,
         label_dropout: float = 0.5,
     ) -> None:
-        super().__init__(dim_in, dim_out, hops, label_hops)
+        super().__init__(dim_in, dim_out, hops, label_hops, input_dropout)
         check_sizes(heads=heads)
-        check_probabilities(
-            input_dropout=input_dropout, attention_dropout=attention_dropout, label_dropout=label_dropout
-        )
-        self.dropout, self.input_dropout, self.attention_dropout = dropout, input_dropout, attention_dropout
+        check_probabilities(attention_dropout=attention_dropout, label_dropout=label_dropout)
+        self.dropout, self.attention_dropout = dropout, attention_dropout
         self.encoders = nn.ModuleList(
             _Heads(heads, dim_in, dim_hidden, dim_hidden, num_layers, dropout) for _ in range(hops + 1)
         )
@@ -64,8 +62,7 @@ class SAGN(HopNetwork):
             )
         nn.init.xavier_normal_(self.residual.weight, gain=nn.init.calculate_gain("relu"))
 
-    def hop_logits(self, hop_features: Tensor) -> Tensor:
-        x = dropout(hop_features, self.input_dropout, self.training)
+    def hop_logits(self, x: Tensor) -> Tensor:
         hidden = [encoder(x[hop]) for hop, encoder in enumerate(self.encoders)]  # (B, heads, H) each
         weights = dropout(self.attention(hidden), self.attention_dropout, self.training)
         out = weighted_sum(hidden, weights).flatten(1) + self.residual(x[0])

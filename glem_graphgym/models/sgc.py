@@ -17,5 +17,5 @@ class SGC(HopNetwork):
         super().__init__(dim_in, dim_out, hops=None)
         self.linear = nn.Linear(dim_in, dim_out)
 
-    def hop_logits(self, hop_features: Tensor) -> Tensor:
-        return self.linear(hop_features[-1])
+    def hop_logits(self, x: Tensor) -> Tensor:
+        return self.linear(x[-1])

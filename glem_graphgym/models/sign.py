@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glem_graphgym.models.checks import check_probabilities
 from glem_graphgym.models.dropout import dropout
 from glem_graphgym.models.hop_network import FeedForward, HopNetwork
 
@@ -27,16 +26,14 @@ class SIGN(HopNetwork):
         dropout: float = 0.5,
         input_dropout: float = 0.0,
     ) -> None:
-        super().__init__(dim_in, dim_out, hops)
-        check_probabilities(input_dropout=input_dropout)
+        super().__init__(dim_in, dim_out, hops, input_dropout=input_dropout)
         self.transforms = nn.ModuleList(
             FeedForward(dim_in, dim_hidden, dim_hidden, num_layers, dropout, batch_norm=False) for _ in range(hops + 1)
         )
         self.prelu = nn.PReLU()
         self.mlp = FeedForward((hops + 1) * dim_hidden, dim_hidden, dim_out, num_layers, dropout, batch_norm=False)
-        self.dropout, self.input_dropout = dropout, input_dropout
+        self.dropout = dropout
 
-    def hop_logits(self, hop_features: Tensor) -> Tensor:
-        x = dropout(hop_features, self.input_dropout, self.training)
+    def hop_logits(self, x: Tensor) -> Tensor:
         hidden = torch.cat([transform(x[hop]) for hop, transform in enumerate(self.transforms)], dim=1)
         return self.mlp(dropout(self.prelu(hidden), self.dropout, self.training))

@@ -31,23 +31,11 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Settings of a text encoder.
+    """Settings of a text encoder: those of the keys ``lm.*`` of the same names (docs/config.md), except:
 
     Attributes:
-        model, pooling, bidirectional: see `readout_of`.
-        shrink_dim: width of a linear bottleneck after pooling whose output is the embedding; 0 = none.
-        dropout, attention_dropout: shares 0-1; -1 keeps those of the pretrained model.
         attention: an implementation of transformers, None for its default, or a name of `cpu_attention`, in place of
             which models that do not support it use eager.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
-        freeze_layers: number of lowest layers that, together with the embeddings, keep their pretrained weights.
-        lora_rank: rank of LoRA adapters, everything else frozen; 0 = full fine-tuning.
-        lora_alpha: scale of the adapters' output, before it is divided by the rank; 0 = twice the rank.
-        lora_dropout: share 0-1 of the adapters' inputs.
-        lora_targets: layers with adapters: ``all-linear``, ``attention``, or endings of their names.
-        lora_variant: ``lora``, ``rslora`` or ``dora``.
-        base_precision: of the weights that LoRA freezes, see `load_backbone`; adapters are float32.
-        pretrained: False builds the same architecture with random weights (for timing).
         keys: prefix of the config keys of ``dropout`` and ``attention_dropout``, for messages.
     """
 
@@ -186,7 +174,9 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
                 f"lm.gradient_checkpointing is True, but model type '{hf_config.model_type}' cannot; set it to "
                 "False, and raise lm.grad_accumulation to save memory"
             )
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The older name, the only one before transformers 5.23, warns from then on.
+        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+        enable()
     if config.lora_rank > 0:
         backbone = _with_lora(backbone, config)
     if config.freeze_layers > 0:
@@ -333,3 +323,23 @@ class TextClassifier(nn.Module):
         embedding = self.encoder(ids, mask)
         with in_float32(embedding):
             return self.head(embedding), embedding
+
+
+class JointModel(nn.Module):
+    """p_φ(y_n | s_V, A), where φ includes the text encoder: the texts' embeddings are the GNN's node features.
+
+    Input norm is a layer norm here: statistics over nodes would be outdated, as the embeddings change with every step.
+    ``gnn`` is called with features (n, H + F) and a structure.
+    """
+
+    def __init__(self, encoder: TextEncoder, gnn: nn.Module, norm: bool = True) -> None:
+        super().__init__()
+        self.encoder, self.gnn = encoder, gnn
+        self.norm: nn.Module = nn.LayerNorm(encoder.dim) if norm else nn.Identity()
+
+    def node_features(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        """The GNN's input, float32 (n, H + F), from text embeddings (n, H) and further features (n, F)."""
+        return torch.cat([self.norm(embeddings.float()), features.float()], dim=1)
+
+    def forward(self, embeddings: Tensor, features: Tensor, structure: Any) -> Tensor:
+        return self.gnn(self.node_features(embeddings, features), structure)

@@ -20,7 +20,6 @@ from glem_graphgym.out_of_core.propagation import (
     DiskPropagation,
     MappedHops,
     Rows,
-    chains_of,
     plan_columns,
 )
 from glem_graphgym.out_of_core.stored_operator import ENTRIES_AT_ONCE, StoredOperator, store_operator
@@ -80,8 +79,8 @@ class HopStorage:
 
         def make(temporary: Path) -> None:
             options: dict[str, Any] = {"dtype": self.dtype, "stored": stored, "budget": self.budget}
-            chains = chains_of(self._open_operators(graphs), folds)
-            DiskPropagation(temporary, chains, source, hops, first_hop=first_hop, **options).run()
+            operators = self._open_operators(graphs)
+            DiskPropagation(temporary, operators, source, hops, first_hop=first_hop, folds=folds, **options).run()
 
         make_once(folder, make, resume=True)
         return MappedHops(read_array(folder / "hops.npy", f"delete {folder} to have it made anew"), self.nodes)

@@ -66,15 +66,16 @@ class LayerwiseInference:
         for _ in range(model.num_layers - 1):
             needed.insert(0, nodes_within(self.rowptr, self.col, needed[0], 1))
         width = max(dim_in, *(max(parameter.shape) for parameter in model.parameters()))  # of the widest tensor
-        files: list[Path] = []
+        previous = None
         for index, layer_nodes in enumerate(needed[:-1]):
-            files.append(self.working / f"layer_{index}.npy")
-            rows = self._store_outputs(files[-1], self._layer(model, index, width, rows, layer_nodes), layer_nodes)
-            for file in files[:-1]:
-                file.unlink(missing_ok=True)
+            file = self.working / f"layer_{index}.npy"
+            rows = self._store_outputs(file, self._layer(model, index, width, rows, layer_nodes), layer_nodes)
+            if previous is not None:
+                previous.unlink(missing_ok=True)
+            previous = file
         yield from self._layer(model, len(needed) - 1, width, rows, needed[-1])
-        for file in files:
-            file.unlink(missing_ok=True)
+        if previous is not None:
+            previous.unlink(missing_ok=True)
 
     def _layer(
         self, model: Any, index: int, width: int, rows: Callable[[np.ndarray], Tensor], nodes: np.ndarray

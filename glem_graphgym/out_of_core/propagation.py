@@ -9,12 +9,10 @@ Sums and rounding are those of `propagate`: the results are bitwise equal.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,50 +47,6 @@ class Rows(Protocol):
     def key(self) -> str:
         """Fingerprint of the content."""
         ...
-
-
-@dataclass(frozen=True)
-class Chain:
-    """One propagation x, Ax, A²x, …, with the source rows that enter it and the nodes whose hops are kept.
-
-    Attributes:
-        operator: A.
-        nodes: bool (N,): the nodes whose hops are kept; None = all.
-        folds: int8 (N,), or None. With folds, source rows of fold -1 or ``fold`` count as zeros, and only hops of nodes
-            of ``fold`` are kept: no node sees the rows of its own fold.
-        fold: 0 or more, or -1 for the nodes without a fold.
-    """
-
-    operator: StoredOperator
-    nodes: np.ndarray | None = None
-    folds: np.ndarray | None = None
-    fold: int = -1
-
-    def hidden(self, first: int, end: int) -> np.ndarray | None:
-        """Mask bool (end - first,) of the source rows that count as zeros; None = no row."""
-        if self.folds is None:
-            return None
-        folds = self.folds[first:end]
-        return (folds < 0) | (folds == self.fold)
-
-    def kept(self, first: int, end: int) -> np.ndarray | None:
-        """Mask bool (end - first,) of the nodes whose hops are kept; None = all."""
-        in_nodes = None if self.nodes is None else self.nodes[first:end]
-        if self.folds is None:
-            return in_nodes
-        in_fold = self.folds[first:end] == self.fold
-        return in_fold if in_nodes is None else in_fold & in_nodes
-
-
-def chains_of(
-    operators: Sequence[tuple[StoredOperator, np.ndarray | None]], folds: np.ndarray | None = None
-) -> list[Chain]:
-    """One chain per operator and mask, bool (N,), of the nodes whose hops it yields (None = all).
-
-    With ``folds``, int8 (N,), there is one for each of their values, see `fold_label_hops`.
-    """
-    present = [-1] if folds is None else np.unique(folds).tolist()
-    return [Chain(operator, nodes, folds, fold) for operator, nodes in operators for fold in present]
 
 
 def disk_bytes(num_nodes: int, stored: int, width: int, hops: int, item_bytes: int, budget: int) -> tuple[int, int]:
@@ -166,7 +120,11 @@ class MappedHops:
 
 
 class DiskPropagation:
-    """Writes hops ``first_hop`` to K of every chain into ``folder/hops.npy``, (K + 1 - first_hop, n, D).
+    """Writes hops ``first_hop`` to K of the stored nodes into ``folder/hops.npy``, (K + 1 - first_hop, n, D).
+
+    Without ``folds`` there is one propagation x, Ax, A²x, … per operator A. With them there is one per operator and
+    fold, in which source rows of that fold and of fold -1 count as zeros, and only hops of the fold's nodes are kept:
+    no node sees the rows of its own fold.
 
     A killed propagation is resumed by one with the same arguments. ``folder/progress.json`` is its checkpoint, written
     atomically, and only after the data that it refers to is flushed: after each block of columns, and after a hop if
@@ -174,10 +132,11 @@ class DiskPropagation:
 
     Args:
         folder: exists; empty, or with files of a killed propagation.
-        chains: their ``kept`` nodes are disjoint and cover all stored nodes.
+        operators: each A with the nodes whose hops it yields, bool (N,), or None for all; every stored node is in one.
         source: (N, D), hop 0.
         hops: K.
         dtype: float32, float16 or bfloat16, to which hops are `rounded` when stored.
+        folds: int8 (N,), -1 for nodes without a fold; see `fold_label_hops`.
         stored: bool (N,): the n nodes whose hops are stored, in their order; None = all N.
         budget: bytes of memory; ValueError if they do not suffice for one column.
     """
@@ -185,16 +144,19 @@ class DiskPropagation:
     def __init__(
         self,
         folder: Path,
-        chains: Sequence[Chain],
+        operators: Sequence[tuple[StoredOperator, np.ndarray | None]],
         source: Rows,
         hops: int,
         *,
         dtype: torch.dtype,
         budget: int,
         first_hop: int = 0,
+        folds: np.ndarray | None = None,
         stored: np.ndarray | None = None,
     ) -> None:
-        self.folder, self.chains, self.source, self.stored = folder, chains, source, stored
+        self.folder, self.source, self.folds, self.stored = folder, source, folds, stored
+        present = [-1] if folds is None else np.unique(folds).tolist()
+        self.chains = [(operator, nodes, fold) for operator, nodes in operators for fold in present]
         self.first, self.last, self.budget = first_hop, hops, budget
         self.dtype, self.file_type = dtype, np.dtype(FILE_TYPES[dtype])
         self.num_nodes, self.width = source.shape
@@ -245,7 +207,11 @@ class DiskPropagation:
     # ---- one block of columns, from hop to hop ---------------------------------------------------------------------
 
     def _propagate(self, chain_index: int, block: int, buffers: list[Tensor]) -> None:
-        name, chain = f"{chain_index}.{block}", self.chains[chain_index]
+        name, (operator, kept, fold) = f"{chain_index}.{block}", self.chains[chain_index]
+        hidden = None
+        if self.folds is not None:
+            in_fold = self.folds == fold
+            hidden, kept = in_fold | (self.folds < 0), in_fold if kept is None else in_fold & kept
         width = self.blocks[block].stop - self.blocks[block].start
         # Flat views, so that a narrower last block is contiguous too.
         current, *other = (array.view(-1)[: self.num_nodes * width].view(self.num_nodes, width) for array in buffers)
@@ -256,16 +222,16 @@ class DiskPropagation:
             for first, end in self._rows(width):
                 current[first:end] = torch.from_numpy(np.array(saved[first:end]))
         else:
-            self._read(block, chain, current)
+            self._read(block, hidden, current)
             if self.first == 0:
-                self._store(0, block, chain, current)
+                self._store(0, block, kept, current)
         saved_at = time.monotonic()
         for hop in range(start + 1, self.last + 1):
             (following,) = other
-            chain.operator.multiply(current, following)
+            operator.multiply(current, following)
             current, other = following, [current]
             if hop >= self.first:
-                self._store(hop, block, chain, current)
+                self._store(hop, block, kept, current)
             if hop < self.last and time.monotonic() - saved_at >= SAVE_SECONDS:
                 self._save(name, hop, current)
                 saved_at = time.monotonic()
@@ -287,17 +253,17 @@ class DiskPropagation:
         if old is not None:
             (self.folder / old["file"]).unlink(missing_ok=True)
 
-    def _read(self, block: int, chain: Chain, out: Tensor) -> None:
+    def _read(self, block: int, hidden: np.ndarray | None, out: Tensor) -> None:
+        """Read a block of the source, with zeros in rows of the mask ``hidden``, bool (N,)."""
         columns = np.load(self._split_file(block), mmap_mode="r") if len(self.blocks) > 1 else None
         for first, end in self._rows(out.shape[1]):
             rows = self.source.read(first, end) if columns is None else np.array(columns[first:end])
             out[first:end] = torch.from_numpy(rows)
-            hidden = chain.hidden(first, end)
-            if hidden is not None:
-                out[first:end][torch.from_numpy(hidden)] = 0.0
+        if hidden is not None:
+            out[torch.from_numpy(hidden)] = 0.0
 
-    def _store(self, hop: int, block: int, chain: Chain, current: Tensor) -> None:
-        """Store a hop's columns for the chain's nodes; a single block goes directly into the result."""
+    def _store(self, hop: int, block: int, kept: np.ndarray | None, current: Tensor) -> None:
+        """Store a hop's columns for the ``kept`` nodes, bool (N,); a single block goes directly into the result."""
         if len(self.blocks) == 1:
             target = self.out[hop - self.first]
         else:
@@ -306,8 +272,7 @@ class DiskPropagation:
         for first, end in self._rows(current.shape[1]):
             stored = slice(None) if self.stored is None else self.stored[first:end]
             values = file_numbers(rounded(current[first:end], self.dtype))[stored]
-            mask = chain.kept(first, end)
-            in_chain = slice(None) if mask is None else mask[stored]
+            in_chain = slice(None) if kept is None else kept[first:end][stored]
             target[start : start + len(values)][in_chain] = values[in_chain]
             start += len(values)
         target.flush()
@@ -335,22 +300,17 @@ class DiskPropagation:
 
     def _join(self) -> None:
         """Join blocks of columns to rows, hop by hop: the file grows while the blocks of finished hops are removed."""
-        header = io.BytesIO()
-        fields = {
-            "descr": np.lib.format.dtype_to_descr(self.file_type),
-            "fortran_order": False,
-            "shape": self.shape,
-        }
-        np.lib.format.write_array_header_1_0(header, fields)
+        header = {"descr": self.file_type.str, "fortran_order": False, "shape": self.shape}
         joined = self.progress["joined"]
         hop_bytes = self.file_type.itemsize * self.count * self.width
         # Plain writes take half the time of a memory map.
         with disk_full_errors(self.file), self.file.open("r+b" if joined else "wb") as file:
-            file.write(header.getvalue())
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
             for hop in range(self.first + len(joined), self.last + 1):
                 block_files = [self._hop_file(hop, block) for block in range(len(self.blocks))]
                 arrays = [np.load(block_file, mmap_mode="r") for block_file in block_files]
-                file.seek(len(header.getvalue()) + (hop - self.first) * hop_bytes)
+                file.seek(start + (hop - self.first) * hop_bytes)
                 for first, end in ranges(self.count, self.block_bytes // (4 * self.width)):
                     file.write(np.concatenate([array[first:end] for array in arrays], axis=1).data)
                 file.flush()

@@ -59,14 +59,13 @@ def load_text_graph_dataset(format: str, name: str, dataset_dir: str) -> TextGra
     Raises:
         ConfigError: the configuration has a mistake, such as another format with a train mode of this package.
     """
-    if cfg.train.mode in MODES:
-        check_config(cfg)
-        graph = load_text_graph_of(cfg)
-        return UnreadDataset(graph, np.zeros((graph.num_nodes, 1)))
-    if format != "TAG":
+    is_ours = cfg.train.mode in MODES
+    if format != "TAG" and not is_ours:
         return None
     check_config(cfg)
     graph = load_text_graph_of(cfg)
+    if is_ours:
+        return UnreadDataset(graph, np.zeros((graph.num_nodes, 1)))
     kind = feature_kinds(cfg.glem.node_features)
     if (cfg.dataset.node_encoder and cfg.dataset.node_encoder_name == "glem_text") or cfg.model.type == "glem_lm":
         x = np.zeros((graph.num_nodes, 1))  # the text encoder makes the features

@@ -306,7 +306,7 @@ def test_an_operator_moves_with_its_weights() -> None:
     operator = ADJACENCY.gcn()
     assert operator.to(torch.device("cpu")) is operator
     moved = operator.to(torch.device("meta"))
-    assert {moved._pattern.col.device.type, moved._left.device.type, moved.device.type} == {"meta"}
+    assert {moved.col.device.type, moved._left.device.type, moved.device.type} == {"meta"}
 
 
 # ---- consistency (SCR) --------------------------------------------------------------------------------------------

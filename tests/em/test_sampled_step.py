@@ -177,7 +177,7 @@ def test_an_epochs_targets_come_once_each_with_their_neighbours_inputs(label_inp
     assert per_epoch > 1
     for epoch in range(2):
         batches = watch.seen[epoch * per_epoch : (epoch + 1) * per_epoch]
-        rows = [node_of(x[: structure.adjacency.num_seeds, :D]) for x, structure in batches]
+        rows = [node_of(x[: structure.adjacency.ends[0], :D]) for x, structure in batches]
         nodes, _, _ = targets().batch(epoch)
         if label_input:  # of which some are inputs instead
             assert set(np.concatenate(rows)) <= set(nodes)

@@ -467,15 +467,15 @@ FAULTS: dict[str, Fault] = {
     "no_self_loops": Fault(
         "GCN's operator lacks self-loops",
         "models/propagation.py",
-        "looped = self.with_self_loops()._pattern",
-        "looped = self._pattern",
+        "looped = self.with_self_loops()\n        scale",
+        "looped = self\n        scale",
         "models/test_propagation.py::test_gcn_adds_each_self_loop_once_and_scales_by_row_sums",
     ),
     "row_normalised": Fault(
         "GCN's operator is normalised by rows, not symmetrically",
         "models/propagation.py",
-        "SparseOperator(looped, scale, scale)",
-        "SparseOperator(looped, scale.square(), self._ones(self.num_nodes))",
+        "looped._operator(scale, scale)",
+        "looped._operator(scale.square(), self._ones(self.num_nodes))",
         "models/test_propagation.py::test_gcn_adds_each_self_loop_once_and_scales_by_row_sums",
     ),
     "gradient_not_transposed": Fault(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.propagation import Adjacency, SparseOperator
 
 NODES = 40
 
@@ -43,3 +43,15 @@ def dense_attention(mask: Tensor, source: Tensor, target: Tensor | None, slope: 
 def dense_sum(attention: Tensor, values: Tensor) -> Tensor:
     heads, _, nodes = attention.shape
     return torch.einsum("hij,jhd->ihd", attention, values.view(nodes, heads, -1)).flatten(1)
+
+
+class Watched(SparseOperator):
+    """Remembers how wide the operand of each product was."""
+
+    def __init__(self, plain: SparseOperator) -> None:
+        super().__init__(plain.rowptr, plain.col, plain._left, plain._right)
+        self.widths: list[int] = []
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        self.widths.append(x.shape[1])
+        return super()._multiply(x)

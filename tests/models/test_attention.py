@@ -23,14 +23,18 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("at_once", [1, 2 * 7 * 7 * 2, 1 << 20])
-def test_outputs_are_those_of_torch(masked: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scaling", [None, 0.1])
+@pytest.mark.parametrize("sdpa_from", [(0, 0), (1, 1)])
+def test_outputs_are_those_of_torch(
+    masked: bool, at_once: int, scaling: float | None, sdpa_from: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
-    query, key, value, mask = inputs()
-    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask if masked else None)
-    module = torch.nn.Identity()
+    *qkv, mask = inputs()
+    attn_mask = mask if masked else None
+    wanted = torch.nn.functional.scaled_dot_product_attention(*qkv, attn_mask=attn_mask, scale=scaling)
     for context in (torch.no_grad(), torch.enable_grad()):
         with context:
-            out, weights = cpu_attention(module, query, key, value, mask if masked else None, dropout=0.0)
+            out, weights = cpu_attention(torch.nn.Identity(), *qkv, attn_mask, scaling, sdpa_from=sdpa_from)
         assert weights is None
         assert out.is_contiguous()
         torch.testing.assert_close(out, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)  # softmax is in single precision
@@ -45,14 +49,6 @@ def test_dropout_acts_on_the_weights_in_training_alone() -> None:
     draws = torch.stack([cpu_attention(module.train(), query, key, value, None, dropout=0.5)[0] for _ in range(4000)])
     assert not torch.equal(draws[0], plain)
     torch.testing.assert_close(draws.mean(0), plain, rtol=0, atol=0.12)
-
-
-@pytest.mark.parametrize("sdpa_from", [(0, 0), (1, 1)])
-def test_scaling_is_the_models_own(sdpa_from: tuple[int, int]) -> None:
-    query, key, value, _ = inputs()
-    out = cpu_attention(torch.nn.Identity(), query, key, value, None, scaling=0.1, sdpa_from=sdpa_from)[0]
-    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.1).transpose(1, 2)
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("fault", ["different", "error"])

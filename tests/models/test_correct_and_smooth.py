@@ -34,18 +34,6 @@ def test_without_propagations_only_gold_nodes_change() -> None:
     assert smoothed[GOLD].argmax(-1).tolist() == LABELS.tolist()
 
 
-def test_one_propagation_by_hand() -> None:
-    """Smoothing alone: alpha D^-1/2 A D^-1/2 Z + (1 - alpha) Z, with gold rows one-hot in Z."""
-    logits = np.random.default_rng(1).normal(size=(6, 2))
-    found = np.exp(correct_and_smooth(logits, GOLD, LABELS, GRAPH, (0, 0.0), (1, 0.3)))
-    z = torch.softmax(torch.from_numpy(logits), -1).numpy()
-    z[GOLD] = np.eye(2)[LABELS]
-    a = np.zeros((6, 6))
-    a[EDGE_INDEX[0], EDGE_INDEX[1]] = 1
-    d = np.diag(a.sum(1) ** -0.5)
-    np.testing.assert_allclose(found, 0.3 * d @ a @ d @ z + 0.7 * z, rtol=1e-5, atol=1e-7)
-
-
 def by_pyg(
     logits: np.ndarray, gold: np.ndarray, labels: np.ndarray, edges: torch.Tensor, correct: float, smooth: float
 ) -> np.ndarray:

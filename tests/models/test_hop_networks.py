@@ -49,15 +49,6 @@ def batch_of(net: HopNetwork, size: int = BATCH, dtype: torch.dtype = torch.floa
     return x, labels if net.label_hops else None
 
 
-def without_dropout(net: HopNetwork) -> HopNetwork:
-    for module in net.modules():
-        for attribute in [name for name in vars(module) if name.endswith("dropout")]:
-            setattr(module, attribute, 0.0)
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return net
-
-
 @every_network
 def test_a_node_is_predicted_alike_alone_and_in_a_batch(name: str) -> None:
     net = build(name).double()
@@ -68,24 +59,9 @@ def test_a_node_is_predicted_alike_alone_and_in_a_batch(name: str) -> None:
     torch.testing.assert_close(alone, net(x, labels)[3:4])
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "sgc"])
-def test_dropout_acts_in_training_only_and_follows_the_seed(name: str) -> None:
-    net = build(name, input_dropout=0.3)
-    x, labels = batch_of(net)
-    torch.manual_seed(1)
-    first, other = net(x, labels), net(x, labels)
-    torch.manual_seed(1)
-    assert torch.equal(first, net(x, labels))
-    assert not torch.equal(first, other)
-    net.eval()
-    evaluated = net(x, labels)
-    assert torch.equal(evaluated, net(x, labels))
-    assert torch.equal(evaluated, without_dropout(net)(x, labels))
-
-
 @every_network
 def test_bfloat16_autocast_stays_close(name: str) -> None:
-    net = without_dropout(build(name)).eval()
+    net = build(name).eval()
     x, labels = batch_of(net)
     with torch.autocast("cpu", torch.bfloat16):
         logits = net(x, labels)
@@ -107,38 +83,6 @@ def test_wrong_shapes_are_refused(name: str) -> None:
     if labels is not None:
         with pytest.raises(ValueError, match=r"label_features are None, expected \(2, 9, 3\) with label_hops = 2"):
             net(x)
-
-
-WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
-    ({"dim_in": 0}, "dim_in is 0, expected at least 1"),
-    ({"dim_out": 0}, "dim_out is 0"),
-    ({"dim_hidden": 0}, "dim_hidden is 0"),
-    ({"hops": -1}, "hops is -1, expected at least 0"),
-    ({"dropout": 1.0}, "dropout is 1.0, expected a probability"),
-    ({"input_dropout": -0.1}, "input_dropout is -0.1"),
-    ({"label_hops": -1}, "label_hops is -1"),
-    ({"heads": 0}, "heads is 0, expected at least 1"),
-    ({"num_layers": 0}, "num_layers is 0"),
-    ({"output_layers": 0}, "num_layers is 0"),
-    ({"activation": "tanh"}, "activation is 'tanh', expected one of sigmoid, relu, leaky_relu"),
-    ({"alpha": 1.5}, "alpha is 1.5, expected a share"),
-    ({"label_dropout": 1.0}, "label_dropout is 1.0"),
-    ({"attention_dropout": -1.0}, "attention_dropout is -1.0, expected a probability"),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        (name, changes, message)
-        for name, (network, _) in NETWORKS.items()
-        for changes, message in WRONG_ARGUMENTS
-        if changes.keys() <= network.__init__.__annotations__.keys()
-    ],
-)
-def test_bad_arguments_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(name, **changes)
 
 
 def test_a_feed_forward_net_is_its_layers_in_turn() -> None:
@@ -272,26 +216,19 @@ def test_history_weights_are_dropped_in_training_only() -> None:
     assert torch.equal(attention(hidden), attention(hidden))
 
 
-def test_gamlp_by_hand() -> None:
-    net = gamlp(label_hops=2, input_norm=True)
+@pytest.mark.parametrize("residual", [True, False])
+def test_gamlp_by_hand(residual: bool) -> None:
+    net: Any = gamlp(label_hops=2, input_norm=True, residual=residual)
     hops = batch()
     labels = torch.rand(2, BATCH, 3, dtype=torch.float64)
     x = batch_norm(hops)
     hidden = encoded(net.preprocess, x)
-    gathered = torch.einsum("kbd,bk->bd", torch.stack(hidden), net.attention(hidden))
-    assert net.prelu is not None and net.residual is not None and isinstance(net.label_branch, nn.Sequential)
-    out = net.prelu(gathered + net.residual(x[0]))
+    out = torch.einsum("kbd,bk->bd", torch.stack(hidden), net.attention(hidden))
+    if residual:
+        out = net.prelu(out + net.residual(x[0]))
     of_labels = net.label_branch[1](torch.cat([labels[0], labels[1]], dim=1))
     torch.testing.assert_close(net(hops, labels), net.output(out) + of_labels)
-
-
-def test_without_residual_the_gathered_hops_go_straight_on() -> None:
-    net = gamlp(residual=False)
-    hops = batch()
-    hidden = encoded(net.preprocess, hops)
-    gathered = torch.einsum("kbd,bk->bd", torch.stack(hidden), net.attention(hidden))
-    torch.testing.assert_close(net(hops), net.output(gathered))
-    assert net.prelu is None and net.residual is None
+    assert (net.prelu is None) == (net.residual is None) == (not residual)
 
 
 @pytest.mark.parametrize(("dim_in", "dim_out"), [(4, 4), (5, 3), (4, 3), (5, 4)])
@@ -330,31 +267,3 @@ def test_sgc_reads_the_last_hop_alone() -> None:
     net = SGC(5, 3)
     hops = torch.randn(4, 7, 5)
     assert torch.equal(net(hops), net(hops[-1:]))
-
-
-# ---- published sizes ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("network", "arguments", "published"),
-    [
-        # OGB's entries SIGN for ogbn-products and ogbn-arxiv: DGL's example, 512 hidden, 5 hops, 2 layers.
-        (SIGN, (100, 512, 47, 5), 3_483_703),
-        (SIGN, (128, 512, 40, 5), 3_566_128),
-        # On ogbn-products SCR's README has SAGN+SCR-m, and on GIANT's embeddings, GLEM's setting; OGB's leaderboard
-        # has plain SAGN (April 2021): 5 hops, no label net. SCR itself adds no parameters.
-        (SAGN, (100, 512, 47, 3, 2), 2_179_678),
-        (SAGN, (768, 256, 47, 3, 1), 1_154_654),
-        (SAGN, (100, 512, 47, 5, 2), 2_233_391),
-        # OGB and the READMEs of GAMLP and SCR: GAMLP+RLU(+SCR) on ogbn-products; GIANT-XRT+GAMLP+SCR-m.
-        (GAMLP, (100, 512, 47, 5), 3_335_831),
-        (GAMLP, (768, 256, 47, 5), 2_144_151),
-        # GAMLP's README has 16,308,751 for ogbn-papers100M, with a linear map of x and its PReLU, which the published
-        # code makes though this run never uses them; here a part that is not used is not made.
-        (GAMLP, (128, 1024, 172, 6, False, 6), 16_308_751 - (128 * 1024 + 1024 + 1)),
-    ],
-)
-def test_published_parameter_counts(network: type[HopNetwork], arguments: tuple[Any, ...], published: int) -> None:
-    """With a label net on the last label hop, where the published one has it."""
-    options = {} if network is SIGN or published == 2_233_391 else {"label_hops": 1}
-    assert sum(parameter.numel() for parameter in network(*arguments, **options).parameters()) == published

@@ -9,6 +9,7 @@ from torch import Tensor
 from glem_graphgym.models import hops as hops_module
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
 from glem_graphgym.models.propagation import Adjacency, SparseOperator
+from tests.models.conftest import Watched
 
 NODES, CLASSES, HOPS = 40, 3, 4
 
@@ -34,18 +35,6 @@ def one_hot(seed: int = 0) -> Tensor:
     return torch.eye(CLASSES, dtype=torch.float64)[classes]
 
 
-class Widths(SparseOperator):
-    """An operator that notes how many columns it is given at a time."""
-
-    def __init__(self, operator: SparseOperator) -> None:
-        self.__dict__.update(operator.__dict__)
-        self.seen: list[int] = []
-
-    def __matmul__(self, x: Tensor) -> Tensor:
-        self.seen.append(x.shape[1])
-        return super().__matmul__(x)
-
-
 def test_hop_features_are_powers_of_the_operator(operator: SparseOperator) -> None:
     x = torch.randn(NODES, 7, dtype=torch.float64)
     hops = propagate(operator, x, HOPS)
@@ -64,11 +53,11 @@ def test_no_gradient_and_no_hop(operator: SparseOperator) -> None:
 def test_blocks_bound_the_width_and_change_no_bit(
     operator: SparseOperator, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    x, spy = torch.randn(NODES, 7), Widths(operator)
+    x, spy = torch.randn(NODES, 7), Watched(operator)
     expected = propagate(operator, x, 2)
     monkeypatch.setattr(hops_module, "BLOCK_BYTES", 3 * NODES * 4 * columns)
     assert torch.equal(propagate(spy, x, 2), expected)
-    assert max(spy.seen) == min(max(1, columns), 7) and sum(spy.seen) == 7 * 2  # a column however little is allowed
+    assert max(spy.widths) == min(max(1, columns), 7) and sum(spy.widths) == 7 * 2  # a column however little is allowed
 
 
 def test_hops_are_rounded_when_stored_and_not_between(operator: SparseOperator) -> None:

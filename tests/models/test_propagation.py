@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from glem_graphgym.models import propagation
 from glem_graphgym.models.propagation import Adjacency, SparseOperator, aggregate, mark_constant
+from tests.models.conftest import Watched
 
 # Directed, with a duplicate (0 -> 1), a self-loop (3) and a node without any edge (4); (sources, targets).
 EDGES = torch.tensor([[2, 0, 1, 0, 0, 3], [1, 1, 2, 1, 3, 3]])
@@ -209,18 +209,6 @@ def test_memory_goes_with_the_last_user() -> None:
         gc.enable()
 
 
-class Watched(SparseOperator):
-    """Remembers how wide the operand of each product was."""
-
-    def __init__(self, plain: SparseOperator) -> None:
-        super().__init__(plain._pattern, plain._left, plain._right)
-        self.widths: list[int] = []
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        self.widths.append(x.shape[1])
-        return super()._multiply(x)
-
-
 @pytest.mark.parametrize(("dim_in", "dim_out", "propagated"), [(7, 3, 3), (3, 7, 3), (4, 4, 4)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_aggregate_propagates_the_narrower_side_with_one_result(
@@ -315,31 +303,6 @@ def test_aggregate_keeps_the_autocast_type(adjacency: Adjacency) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rowptr", "col", "message"),
-    [
-        (torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([1, 0]), "rowptr is torch.int32"),
-        (torch.tensor([[0, 1]]), torch.tensor([0]), r"rowptr is torch.int64 of shape \(1, 2\)"),
-        (torch.tensor([0, 1, 2]), torch.tensor([1.0, 0.0]), "col is torch.float32"),
-        (torch.tensor([0, 1, 3]), torch.tensor([1, 0]), "rowptr runs from 0 to 3, expected from 0 to 2"),
-        (torch.tensor([0, 2, 1, 2]), torch.tensor([1, 0]), "without decreasing"),
-        (torch.tensor([0, 1, 2]), torch.tensor([2, 0]), "col names nodes 0 to 2, expected 0 to 1"),
-        (torch.tensor([0, 2, 2]), torch.tensor([1, 0]), "not strictly increasing"),
-        (torch.tensor([0, 0, 2]), torch.tensor([1, 1]), "not strictly increasing"),
-        (torch.tensor([0, 1, 1]), (torch.tensor([0]), 1), "num_nodes is 1, expected at least the 2 rows of rowptr"),
-        (torch.tensor([0, 1, 1]), (torch.tensor([3]), 3), "col names nodes 3 to 3, expected 0 to 2"),
-    ],
-)
-def test_what_is_not_csr_is_refused(rowptr: Tensor, col: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Adjacency(rowptr, *(col if isinstance(col, tuple) else (col,)))
-
-
-def test_columns_may_fall_from_row_to_row() -> None:
-    graph = Adjacency(torch.tensor([0, 0, 2, 2, 3, 3]), torch.tensor([3, 4, 0], dtype=torch.int32))
-    assert dense(graph.sum()).nonzero().tolist() == [[1, 3], [1, 4], [3, 0]]
-
-
-@pytest.mark.parametrize(
     ("edges", "message"),
     [
         (torch.tensor([[0], [5]]), "edge_index names nodes 0 to 5, expected 0 to 4"),
@@ -388,7 +351,7 @@ def test_rows_summed_in_pieces_give_the_same_product_and_gradient(
         out = operator @ x
         out.backward(values)
         assert x.grad is not None
-        calls = 0 if operator._pattern.pieces is None else len(operator._pattern.pieces.starts) - 1
+        calls = 0 if operator.pieces is None else len(operator.pieces.starts) - 1
         return out.detach(), x.grad, calls
 
     out, grad, pieces = computed()
@@ -403,4 +366,4 @@ def test_rows_summed_in_pieces_give_the_same_product_and_gradient(
 
 def test_rows_that_are_all_short_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(propagation, "SPLIT_ON", ("cpu",))
-    assert Adjacency.from_edge_index(EDGES, NODES).sum()._pattern.pieces is None
+    assert Adjacency.from_edge_index(EDGES, NODES).sum().pieces is None

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +13,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch_geometric.graphgym.config import cfg
-from torch_geometric.graphgym.models.gnn import GNN
 
 from glem_graphgym.em.e_step import LMSettings, lm_optimizer
 from glem_graphgym.em.optim import decay_groups
@@ -102,19 +99,6 @@ def test_a_new_encoder_is_in_training_mode_to_the_last_module(tiny: EncoderConfi
     assert not torch.equal(encoder(IDS, MASK), encoder(IDS, MASK))
 
 
-def test_weights_survive_graphgyms_own_gnn(tiny: EncoderConfig, tmp_path: Path) -> None:
-    """`GNN` with the registered text encoder as its node encoder, as a configuration builds it."""
-    cfg.dataset.format, cfg.dataset.name, cfg.dataset.dir = "TAG", "synthetic", str(tmp_path)
-    cfg.dataset.node_encoder, cfg.dataset.node_encoder_name = True, "glem_text"
-    cfg.dataset.synthetic_nodes = 100
-    cfg.lm.model, cfg.lm.max_length = tiny.model, 8
-    cfg.gnn.head = "node"
-    network = GNN(dim_in=1, dim_out=3)
-    text_node_encoder = network.encoder.node_encoder
-    assert same(state(text_node_encoder.texts.encoder.backbone), state(load_text_encoder(tiny).backbone))
-    assert text_node_encoder.project.bias.abs().max() == 0
-
-
 def test_weights_are_single_precision_whatever_the_folder_holds(tiny_lm: Path, tmp_path: Path) -> None:
     transformers.AutoModel.from_pretrained(tiny_lm).half().save_pretrained(tmp_path)
     encoder = load_text_encoder(EncoderConfig(str(tmp_path)))
@@ -143,14 +127,6 @@ def changed(tiny_lm: Path, tmp_path: Path, **values: Any) -> str:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **values}))
     return str(folder)
-
-
-@pytest.mark.parametrize("load", [load_tokenizer, lambda model: load_text_encoder(EncoderConfig(model))])
-@pytest.mark.parametrize("model", ["nobody/nothing-of-that-name", "no such folder"])
-def test_an_unknown_model_is_one_clear_error(model: str, load: Callable[[str], Any]) -> None:
-    with pytest.raises(ValueError, match=f"^lm.model '{model}' .*no folder") as error:
-        load(model)
-    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_packaged_model_says_which_package_carries_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +174,6 @@ def test_packaged_minilm_is_found_by_its_hub_id_and_knows_what_texts_mean() -> N
 def test_lora_starts_from_the_pretrained_function(tiny: EncoderConfig) -> None:
     pytest.importorskip("peft", reason="the extra 'lora' is missing")
     adapted, plain = (load_text_encoder(replace(tiny, lora_rank=rank)).eval() for rank in (2, 0))
-    # Six linear layers in each of two BERT layers, two matrices an adapter.
-    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    assert len(trained) == 24 and all("lora_" in name for name in trained)
     with torch.inference_mode():
         torch.testing.assert_close(adapted(IDS, MASK), plain(IDS, MASK), atol=1e-6, rtol=1e-5)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from glem_graphgym.build.gnn import MmapGraph, Structure, gcn_operator
 from glem_graphgym.data.csr import csr_from_edges
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.hop_step import HopLearner
@@ -35,34 +35,29 @@ LABELS = RNG.integers(0, C, N)
 BUDGET = 24_000  # bytes: two blocks of features, one of labels
 
 
-@dataclass
-class Graph:
-    """A `MmapGraph` that can be had in memory too."""
+def graph(keep: np.ndarray | None = None, renumbered: bool = False) -> MmapGraph:
+    """All nodes with the edges among those of the mask ``keep``, in memory with these nodes alone if ``renumbered``."""
 
-    rowptr: np.ndarray
-    col: np.ndarray
-    keep: np.ndarray | None = None
-    renumbered: bool = False
+    def make() -> Structure:
+        if keep is None:
+            return Structure(None, N, Adjacency(torch.from_numpy(ROWPTR), torch.from_numpy(COL)))
+        row = np.repeat(np.arange(N), np.diff(ROWPTR))
+        inner = keep[row] & keep[COL]
+        edges, count = np.stack([row[inner], COL[inner]]).astype(np.int64), N
+        if renumbered:
+            edges, count = (np.cumsum(keep) - 1)[edges], int(keep.sum())
+        return Structure(torch.from_numpy(edges), count)
 
-    @property
-    def adjacency(self) -> Adjacency:
-        if self.keep is None:
-            return Adjacency(torch.from_numpy(self.rowptr), torch.from_numpy(self.col))
-        row = np.repeat(np.arange(N), np.diff(self.rowptr))
-        kept = self.keep[row] & self.keep[self.col]
-        edges, count = np.stack([row[kept], self.col[kept]]).astype(np.int64), N
-        if self.renumbered:
-            edges, count = (np.cumsum(self.keep) - 1)[edges], int(self.keep.sum())
-        return Adjacency.from_edge_index(torch.from_numpy(edges), count)
+    return MmapGraph(ROWPTR, COL, keep, make)
 
 
 def graphs(setting: str = "transductive") -> GraphViews:
     if setting == "transductive":
-        return GraphViews(Graph(ROWPTR, COL), Graph(ROWPTR, COL))
+        return GraphViews(graph(), graph())
     keep = np.ones(N, dtype=bool)
     keep[TEST] = False
-    predict = Graph(ROWPTR, COL) if setting == "inductive" else Graph(ROWPTR, COL, keep)
-    return GraphViews(Graph(ROWPTR, COL, keep, renumbered=True), predict, np.flatnonzero(keep))
+    predict = graph() if setting == "inductive" else graph(keep)
+    return GraphViews(graph(keep, renumbered=True), predict, np.flatnonzero(keep))
 
 
 def targets(pseudo: bool = True, seed: int = 5) -> StepTargets:
@@ -95,7 +90,7 @@ def learner_of(
         validation,
         Hardware(precision=precision),
         **{
-            "operator": lambda graph: graph.adjacency.gcn(),
+            "operator": gcn_operator,
             "hops": HOPS,
             "label_hops": LABEL_HOPS,
             "batch_size": 12,

@@ -17,7 +17,8 @@ from glem_graphgym.files import read_json
 from glem_graphgym.models.hops import draw_folds, fold_label_hops, propagate
 from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.out_of_core import propagation as out_of_core
-from glem_graphgym.out_of_core.propagation import Chain, DiskPropagation, MappedHops, chains_of, plan_columns
+from glem_graphgym.out_of_core.feature_rows import FeatureRows
+from glem_graphgym.out_of_core.propagation import DiskPropagation, MappedHops, plan_columns
 from glem_graphgym.out_of_core.stored_operator import StoredOperator, store_operator
 from tests.out_of_core.conftest import Dying
 
@@ -27,22 +28,14 @@ X = (RNG.normal(size=(NODES, WIDTH)) * 3).astype(np.float32)
 BUDGETS = {1: 10**9, 3: 50 * 8 * 4 * 2, 11: 50 * 8 * 3}  # column blocks -> bytes
 
 
-class Rows:
+class Rows(FeatureRows):
     """A source that counts how much of it is read."""
 
-    def __init__(self, array: np.ndarray = X) -> None:
-        self.array, self.read_rows = array, 0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.array.shape  # type: ignore[return-value]
+    read_rows = 0
 
     def read(self, first: int, end: int) -> np.ndarray:
         self.read_rows += end - first
-        return self.array[first:end]
-
-    def key(self) -> str:
-        raise AssertionError
+        return super().read(first, end)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +53,7 @@ def operator(adjacency: Adjacency, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def made(
     folder: Path,
-    chains: Sequence[Chain],
+    operators: Sequence[tuple[StoredOperator, np.ndarray | None]],
     source: Any = None,
     hops: int = HOPS,
     dtype: torch.dtype = torch.float16,
@@ -68,7 +61,7 @@ def made(
     **options: Any,
 ) -> np.ndarray:
     folder.mkdir(exist_ok=True)
-    DiskPropagation(folder, chains, source or Rows(), hops, dtype=dtype, budget=budget, **options).run()
+    DiskPropagation(folder, operators, source or Rows([X]), hops, dtype=dtype, budget=budget, **options).run()
     assert [file.name for file in folder.iterdir()] == ["hops.npy"]
     return np.load(folder / "hops.npy")
 
@@ -84,23 +77,23 @@ def test_hops_are_those_in_memory(
 ) -> None:
     columns, _ = plan_columns(NODES, WIDTH, BUDGETS[blocks])
     assert -(-WIDTH // columns) == blocks
-    source = Rows()
-    found = made(tmp_path / "a", chains_of([(operator, None)]), source, dtype=dtype, budget=BUDGETS[blocks])
+    source = Rows([X])
+    found = made(tmp_path / "a", [(operator, None)], source, dtype=dtype, budget=BUDGETS[blocks])
     wanted = propagate(adjacency.gcn(), torch.from_numpy(X), HOPS, dtype)
     assert torch.equal(MappedHops(found).read(np.arange(NODES)), wanted)
     assert source.read_rows == NODES  # once, however many blocks
 
 
 def test_what_float16_cannot_hold_is_cut_off(tmp_path: Path, operator: StoredOperator) -> None:
-    found = made(tmp_path / "a", chains_of([(operator, None)]), Rows(X * 1e6), hops=1)
+    found = made(tmp_path / "a", [(operator, None)], Rows([X * 1e6]), hops=1)
     assert np.isfinite(found).all() and np.abs(found).max() == np.finfo(np.float16).max
-    wanted = made(tmp_path / "b", chains_of([(operator, None)]), Rows(X * 1e6), hops=1, dtype=torch.bfloat16)
+    wanted = made(tmp_path / "b", [(operator, None)], Rows([X * 1e6]), hops=1, dtype=torch.bfloat16)
     assert MappedHops(wanted).read(np.arange(NODES)).abs().max() > 1e6
 
 
 @pytest.mark.parametrize("hops", [0, 1])
 def test_few_hops(tmp_path: Path, adjacency: Adjacency, operator: StoredOperator, hops: int) -> None:
-    found = made(tmp_path / "a", chains_of([(operator, None)]), hops=hops, budget=BUDGETS[3])
+    found = made(tmp_path / "a", [(operator, None)], hops=hops, budget=BUDGETS[3])
     np.testing.assert_array_equal(found, in_memory(adjacency)[: hops + 1])
 
 
@@ -112,9 +105,8 @@ def test_nodes_that_see_through_different_operators(tmp_path: Path, operator: St
     rowptr, col = np.zeros(NODES + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
     store_operator(tmp_path / "op", rowptr, col)
     nothing = StoredOperator(tmp_path / "op")  # the identity
-    chains = chains_of([(operator, ~seen), (nothing, seen)])
-    found = made(tmp_path / "a", chains, stored=stored, budget=BUDGETS[blocks])
-    whole = made(tmp_path / "b", chains_of([(operator, None)]))
+    found = made(tmp_path / "a", [(operator, ~seen), (nothing, seen)], stored=stored, budget=BUDGETS[blocks])
+    whole = made(tmp_path / "b", [(operator, None)])
     whole[:, seen] = X[seen].astype(np.float16)
     np.testing.assert_array_equal(found, whole[:, stored])
 
@@ -131,8 +123,8 @@ def test_label_hops_are_those_in_memory(
 ) -> None:
     labels, folds = labels_and_folds()
     wanted = [fold_label_hops(adjacency.gcn(), labels, folds, hops).half().numpy() for hops in (HOPS - 1, HOPS)]
-    chains = chains_of([(operator, None)], folds.to(torch.int8).numpy())
-    found = made(tmp_path / "a", chains, Rows(labels.numpy()), first_hop=HOPS - 1, budget=BUDGETS[blocks])
+    options: dict[str, Any] = {"folds": folds.to(torch.int8).numpy(), "budget": BUDGETS[blocks]}
+    found = made(tmp_path / "a", [(operator, None)], Rows([labels.numpy()]), first_hop=HOPS - 1, **options)
     np.testing.assert_array_equal(found, np.concatenate(wanted))
 
 
@@ -140,13 +132,13 @@ def test_label_hops_are_those_in_memory(
 
 
 def features_of(operator: StoredOperator) -> dict[str, Any]:
-    return {"chains": chains_of([(operator, None)]), "source": Rows(), "dtype": torch.float16}
+    return {"operators": [(operator, None)], "source": Rows([X]), "dtype": torch.float16}
 
 
 def labels_of(operator: StoredOperator) -> dict[str, Any]:
     labels, folds = labels_and_folds()
-    chains = chains_of([(operator, None)], folds.to(torch.int8).numpy())
-    return {"chains": chains, "source": Rows(labels.numpy()), "first_hop": HOPS, "dtype": torch.bfloat16}
+    options = {"folds": folds.to(torch.int8).numpy(), "first_hop": HOPS, "dtype": torch.bfloat16}
+    return {"operators": [(operator, None)], "source": Rows([labels.numpy()]), **options}
 
 
 @pytest.mark.parametrize("what", [features_of, labels_of])

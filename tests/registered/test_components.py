@@ -222,18 +222,14 @@ def use_text_encoder() -> None:
     cfg.model.type, cfg.dataset.node_encoder, cfg.dataset.node_encoder_name = "gnn", True, "glem_text"
 
 
-def pretrained(tiny_lm: Path) -> dict[str, Tensor]:
+def test_pretrained_weights_survive_graphgyms_init_weights(text_config: TextGraph, tiny_lm: Path) -> None:
     from transformers import AutoModel
 
-    return AutoModel.from_pretrained(tiny_lm, add_pooling_layer=False).state_dict()
-
-
-def test_pretrained_weights_survive_graphgyms_init_weights(text_config: TextGraph, tiny_lm: Path) -> None:
     use_text_encoder()
     loaders = create_loader()
     model = create_model()
     kept = model.model.encoder.node_encoder.texts.encoder.backbone.state_dict()
-    expected = pretrained(tiny_lm)
+    expected = AutoModel.from_pretrained(tiny_lm, add_pooling_layer=False).state_dict()
     assert set(kept) == set(expected)
     for name, value in expected.items():
         assert torch.equal(kept[name], value), name
