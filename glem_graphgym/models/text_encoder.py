@@ -176,7 +176,7 @@ def load_text_encoder(config: EncoderConfig) -> TextEncoder:
             )
         # The older name, the only one before transformers 5.23, warns from then on.
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-        enable()
+        enable({"use_reentrant": False})
     if config.lora_rank > 0:
         backbone = _with_lora(backbone, config)
     if config.freeze_layers > 0:
