@@ -9,15 +9,17 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+
+from glem_graphgym import processes
+from tests.started import finish, start_main
 
 RUN = Path(__file__).resolve().parents[2] / "run"
 
@@ -162,6 +164,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """A folder with a configuration and its finished run, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.yaml").write_text(WORKING.format(folder=folder, tiny_lm=tiny_lm))
-    command = [sys.executable, str(RUN / "main.py"), "--cfg", str(folder / "small.yaml")]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    finish(start_main(["--cfg", str(folder / "small.yaml")]))
     return folder
+
+
+def main_apart(arguments: list[str], output: str, errors: str, prepare: Callable[[], None] | None = None) -> None:
+    """``run/main.py`` after ``prepare``, to be started in a process of its own; its streams go to files."""
+    for descriptor, file in ((1, output), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.pop("GLEM_TRACEBACK", None)
+    if prepare:
+        prepare()
+    program = load_program("main")
+    processes.end(program.run_program(lambda: program.main(arguments)))

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import pickle
-import sys
 import tarfile
 import zipfile
 from collections import defaultdict
@@ -31,11 +30,8 @@ from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.data.text_graph import Texts, load_text_graph, save_text_graph
 from glem_graphgym.data.tokens import open_token_store
 from tests.bad_inputs.conftest import Program
+from tests.data.ogb_files import M, arxiv_rows, complete_arxiv, complete_papers100m, complete_products, write_lines
 from tests.data.own_tables import load_table
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-
-from ogb_files import M, arxiv_rows, complete_arxiv, complete_papers100m, complete_products, write_lines
 
 
 class Marker:

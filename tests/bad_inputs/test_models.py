@@ -24,6 +24,7 @@ from glem_graphgym.models.pooling import readout_of
 from glem_graphgym.models.pretrained import find_model, is_causal, load_backbone, load_config, load_tokenizer
 from glem_graphgym.models.text_encoder import EncoderConfig, TextEncoder, load_text_encoder
 from tests.bad_inputs.conftest import Program
+from tests.checks import cut, emptied
 
 SIZES: dict[str, Any] = {
     **{"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -124,11 +125,10 @@ def test_weights_as_transformers_writes_them_give_no_alarm(
     backbone(folder)
     rewrite(folder, lambda name: None if "pooler" in name else name)
     backbone(folder)
-    with caplog.at_level(logging.WARNING):
-        for auto in (transformers.AutoModelForMaskedLM, transformers.AutoModelForCausalLM):
-            if type(config) in auto._model_mapping:
-                auto.from_config(config).save_pretrained(tmp_path / auto.__name__)
-                backbone(tmp_path / auto.__name__)
+    for auto in (transformers.AutoModelForMaskedLM, transformers.AutoModelForCausalLM):
+        if type(config) in auto._model_mapping:
+            auto.from_config(config).save_pretrained(tmp_path / auto.__name__)
+            backbone(tmp_path / auto.__name__)
     assert not [record for record in caplog.records if "lm.model" in record.message]
 
 
@@ -237,11 +237,7 @@ def test_layers_that_the_files_lack_are_refused(lm: Path) -> None:
     refused(lambda: backbone(lm), "16 of 53", "encoder.layer.2.")
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-@pytest.mark.parametrize("damage", [cut, lambda file: file.write_bytes(b""), Path.unlink])
+@pytest.mark.parametrize("damage", [cut, emptied, Path.unlink])
 def test_damaged_weight_files_are_refused(lm: Path, damage: Callable[[Path], object]) -> None:
     damage(lm / "model.safetensors")
     refused(lambda: backbone(lm), str(lm))
@@ -872,7 +868,7 @@ def test_an_adapter_whose_names_do_not_fit_is_refused(adapter: Path) -> None:
     refused(lambda: backbone(adapter), str(adapter), "8 of its 8", "8 have no place")
 
 
-@pytest.mark.parametrize("damage", [cut, Path.unlink, lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("damage", [cut, emptied, Path.unlink])
 def test_damaged_weights_of_an_adapter_are_refused(adapter: Path, damage: Callable[[Path], object]) -> None:
     damage(adapter / "adapter_model.safetensors")
     refused(lambda: backbone(adapter), str(adapter))

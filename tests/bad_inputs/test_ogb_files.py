@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,7 @@ import pytest
 
 from glem_graphgym.data.ogb import load_ogbn_arxiv, load_ogbn_papers100m, load_ogbn_products
 from glem_graphgym.data.text_graph import DataError, TextGraph
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-
-from ogb_files import (
+from tests.data.ogb_files import (
     ARXIV_LABELS,
     CITATIONS,
     EDGES,

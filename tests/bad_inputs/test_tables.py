@@ -81,8 +81,7 @@ def masked(*names: str, of: Callable[[int, int], object] = lambda i, part: int(i
 
 
 def test_the_tables_that_every_case_changes_are_fine(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        graph = load(write(tmp_path / "g"))
+    graph = load(write(tmp_path / "g"))
     assert (graph.num_nodes, graph.num_edges, graph.num_classes) == (COUNT, COUNT - 1, 3)
     assert not caplog.records
 
@@ -452,8 +451,7 @@ ODD_NODES: dict[str, str | bytes] = {
 @pytest.mark.parametrize("case", ODD_NODES)
 def test_nodes_that_are_the_same_in_another_form(tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture) -> None:
     expected = load(write(tmp_path / "g"))
-    with caplog.at_level(logging.WARNING):
-        graph = load(write(tmp_path / "g", ODD_NODES[case]))
+    graph = load(write(tmp_path / "g", ODD_NODES[case]))
     assert graph.fingerprint() == expected.fingerprint()
     assert graph.node_ids == expected.node_ids
     assert graph.origin["feature_columns"] == []
@@ -522,8 +520,7 @@ def test_words_for_no_label_beside_numbers(
     tmp_path: Path, word: str, numbers: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes = with_label(lambda i: word if i % 4 == 3 else numbers[i % 3])
-    with caplog.at_level(logging.WARNING):
-        graph = load(write(tmp_path / "g", nodes), shares=(0.4, 0.3, 0.3))
+    graph = load(write(tmp_path / "g", nodes), shares=(0.4, 0.3, 0.3))
     assert graph.class_names == ["0", "1", "2"]
     assert labels_of(graph) == [None if i % 4 == 3 else "012"[i % 3] for i in range(COUNT)]
     assert sum(len(nodes) for nodes in graph.split.values()) == 18
@@ -533,16 +530,14 @@ def test_words_for_no_label_beside_numbers(
 
 @pytest.mark.parametrize("word", ["NA", "nan", "None", "null"])
 def test_words_beside_words_are_classes_and_said(tmp_path: Path, word: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        graph = load(write(tmp_path / "g", with_label(lambda i: ("DE", "FR", word)[i % 3])), shares=(0.4, 0.3, 0.3))
+    graph = load(write(tmp_path / "g", with_label(lambda i: ("DE", "FR", word)[i % 3])), shares=(0.4, 0.3, 0.3))
     assert sorted(graph.class_names) == sorted(["DE", "FR", word])
     assert graph.origin["unlabelled"] == 0
     assert f"'{word}': 8" in caplog.text
 
 
 def test_minus_one_beside_words_is_no_label(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        graph = load(write(tmp_path / "g", with_label(lambda i: ("cats", "dogs", -1)[i % 3])), shares=(0.4, 0.3, 0.3))
+    graph = load(write(tmp_path / "g", with_label(lambda i: ("cats", "dogs", -1)[i % 3])), shares=(0.4, 0.3, 0.3))
     assert (graph.class_names, graph.origin["unlabelled"]) == (["cats", "dogs"], 8)
     assert "'-1': 8" in caplog.text
 
@@ -572,8 +567,7 @@ def test_no_label_in_parquet(tmp_path: Path, missing: Any) -> None:
 def test_labels_that_may_not_be_meant_are_said(
     tmp_path: Path, labels: tuple[str, ...], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        graph = load(write(tmp_path / "g", with_label(lambda i: labels[i % 3])), shares=(0.4, 0.3, 0.3))
+    graph = load(write(tmp_path / "g", with_label(lambda i: labels[i % 3])), shares=(0.4, 0.3, 0.3))
     assert graph.num_classes == 3
     assert said in caplog.text
 
@@ -617,8 +611,7 @@ def test_a_column_that_tells_the_label_is_no_feature(
     tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write(tmp_path / "g", with_column("extra", TELLING[case], with_column("size", HARMLESS["noise"])))
-    with caplog.at_level(logging.WARNING):
-        load(folder)
+    load(folder)
     assert "column 'extra'" in caplog.text and "'size'" not in caplog.text
     message = refusal(folder, raw=True)
     assert "nodes.csv" in message and "column 'extra'" in message and "glem.node_features" in message
@@ -627,8 +620,7 @@ def test_a_column_that_tells_the_label_is_no_feature(
 @pytest.mark.parametrize("case", HARMLESS)
 def test_a_column_that_tells_nothing_is_a_feature(tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = write(tmp_path / "g", with_column("extra", HARMLESS[case]))
-    with caplog.at_level(logging.WARNING):
-        graph = load(folder, raw=True)
+    graph = load(folder, raw=True)
     assert graph.features is not None
     assert not caplog.records
 

@@ -1,15 +1,11 @@
-"""For tests of datasets: no network, nobody at the keyboard, and makers of files in the formats that OGB publishes."""
+"""For tests of datasets: no network, and nobody at the keyboard."""
 
 from __future__ import annotations
 
 import builtins
-import sys
-from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for ogb_files
 
 
 @pytest.fixture

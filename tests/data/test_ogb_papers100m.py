@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ogb_files import (
+
+from glem_graphgym import disk
+from glem_graphgym.data import pieces, text_graph
+from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m
+from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.disk import DiskFullError
+from glem_graphgym.memory import PeakMemory
+from tests.data.ogb_files import (
     CITATIONS,
     CITATIONS_UNDIRECTED,
     NAN,
@@ -34,13 +41,6 @@ from ogb_files import (
     write_paperinfo,
     write_papers100m,
 )
-
-from glem_graphgym import disk
-from glem_graphgym.data import pieces, text_graph
-from glem_graphgym.data.ogb import download, load_ogbn_papers100m, papers100m
-from glem_graphgym.data.text_graph import DataError, TextGraph
-from glem_graphgym.disk import DiskFullError
-from glem_graphgym.memory import PeakMemory
 
 pytestmark = pytest.mark.usefixtures("unattended")
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ogb_files import (
+
+from glem_graphgym.data import pieces
+from glem_graphgym.data.csr import write_csr
+from glem_graphgym.data.ogb import load_ogbn_products, products
+from glem_graphgym.data.ogb.archive import OgbArchive
+from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.disk import NpyWriter
+from tests.data.ogb_files import (
     ASINS,
     EDGES,
     FEATURES,
@@ -28,13 +34,6 @@ from ogb_files import (
     write_pyg,
     write_table,
 )
-
-from glem_graphgym.data import pieces
-from glem_graphgym.data.csr import write_csr
-from glem_graphgym.data.ogb import load_ogbn_products, products
-from glem_graphgym.data.ogb.archive import OgbArchive
-from glem_graphgym.data.text_graph import DataError, TextGraph
-from glem_graphgym.disk import NpyWriter
 
 pytestmark = pytest.mark.usefixtures("unattended")
 TEXTS = [f"Title: title {node}. Content: about {node}" for node in range(N)]
@@ -150,8 +149,7 @@ def test_missing_texts_are_empty_and_shift_no_row(root: Path, caplog: pytest.Log
     first, second = amazon_rows()
     rows = [row for row in first if f'"{ASINS[3]}"'.encode() not in row]
     second = [product_row(ASINS[6], " ", None) if ASINS[6].encode() in row else row for row in second]
-    with caplog.at_level(logging.WARNING):
-        graph = load(root, rows, second)
+    graph = load(root, rows, second)
     assert list(graph.texts) == ["" if node in (3, 6) else text for node, text in enumerate(TEXTS)]
     assert (graph.origin["missing_texts"], graph.origin["rows_without_text"]) == (2, 1)
     assert f"no text for 2 of 12 products ({ASINS[3]}, {ASINS[6]})" in caplog.text

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from glem_graphgym.data.errors import DataError
 from glem_graphgym.data.texts import Texts, TextsWriter
 from glem_graphgym.disk import NpyWriter
 from glem_graphgym.files import fingerprint
+from tests.checks import peak_of
 
 STRINGS = st.lists(st.text(st.characters(exclude_categories=["Cs"])))
 
@@ -187,17 +187,11 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_o
     monkeypatch.setattr(module, "TEXTS_AT_ONCE", 500)
     n = 20_000
 
-    def blocks() -> Iterator[list[int]]:
-        rows = range(n) if in_order else range(n)[::-1]
-        yield from (list(rows[start : start + 500]) for start in range(0, n, 500))
+    rows = range(n) if in_order else range(n)[::-1]
 
-    tracemalloc.start()
-    try:
+    def write() -> None:
         with TextsWriter(tmp_path, n) as writer:
-            for rows in blocks():
-                writer.put((row, f"{row:>2000}") for row in rows)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 12_000_000
+            writer.put((row, f"{row:>2000}") for row in rows)
+
+    assert peak_of(write) < 12_000_000
     assert [text.lstrip() for text in read(tmp_path)] == [str(row) for row in range(n)]

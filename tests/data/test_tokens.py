@@ -30,6 +30,7 @@ from glem_graphgym.data.tokens import (
 )
 from glem_graphgym.disk import DiskFullError
 from glem_graphgym.models.pretrained import load_tokenizer
+from tests.checks import cut, emptied, refused
 
 TEXTS = ["abc def", "", "a, b: c", "zürich 123 " * 20, "€", "short"]
 
@@ -377,25 +378,15 @@ def made(cache: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-2])
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, cut, empty])
+@pytest.mark.parametrize("damage", [Path.unlink, cut, emptied])
 @pytest.mark.parametrize("name", ["ids.bin", "offsets.npy", "tokens.json"])
 def test_a_damaged_store_is_an_error_that_names_the_folder(
     tmp_path: Path, tokenizer: Any, name: str, damage: Callable[[Path], None]
 ) -> None:
     folder = made(tmp_path, tokenizer)
     damage(folder / name)
-    with pytest.raises(DataError) as error:
-        open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
-    assert str(folder) in str(error.value)
-    assert "delete the folder to have it remade" in str(error.value)
+    remedy = "delete the folder to have it remade"
+    refused(lambda: open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path), str(folder), remedy)
 
 
 def test_a_store_of_another_number_of_texts_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
