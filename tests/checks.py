@@ -19,7 +19,9 @@ def emptied(file: Path) -> None:
     file.write_bytes(b"")
 
 
-def refused(call: Callable[[], object], *names: str, error: type[Exception] = DataError) -> str:
+def refused(
+    call: Callable[[], object], *names: str, error: type[Exception] | tuple[type[Exception], ...] = DataError
+) -> str:
     """The one line of the ``error`` with which ``call`` is refused; it holds ``names``: keys, files, values."""
     with pytest.raises(error) as raised:
         call()

@@ -7,6 +7,7 @@ word for word.
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -52,6 +53,19 @@ def load_program(name: str) -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class Marker:
+    """Something that, unpickled, makes the file ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return io.open, (str(self.path), "w")
+
+    def ran(self) -> bool:
+        return self.path.exists()
 
 
 class Ended(NamedTuple):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_memory_that_runs_out_names_the_stage_and_the_keys_and_can_be_resumed(
 ) -> None:
     for number, error in enumerate(ERRORS.values()):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(learner, method, lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+            patch.setattr(learner, method, Mock(side_effect=error))
             status, _, err = program.run(*options)
         assert status == 1
         (line,) = (line for line in err.splitlines() if "error:" in line)
@@ -146,7 +147,7 @@ def test_memory_that_runs_out_before_the_stages_is_said_in_one_line(
 ) -> None:
     for error in ERRORS.values():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"glem_graphgym.build.{work}", lambda *_, error=error: (_ for _ in ()).throw(error))
+            patch.setattr(f"glem_graphgym.build.{work}", Mock(side_effect=error))
             program.refuses(names=names)
 
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from glem_graphgym.data import from_tables, table
 from glem_graphgym.data.text_graph import DataError, TextGraph
-from tests.data.own_tables import load_table
+from tests.data import own_tables
+from tests.data.own_tables import labels_of, load_table
 
 NODES = """\
 id,text,label,split
@@ -36,10 +37,7 @@ EDGES = "source,target\na,b\nb,c\nd,a\ne,f\n"
 
 
 def write(folder: Path, nodes: str | bytes = NODES, edges: str | bytes = EDGES) -> Path:
-    folder.mkdir(exist_ok=True)
-    for name, content in (("nodes", nodes), ("edges", edges)):
-        (folder / f"{name}.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    return folder
+    return own_tables.write(folder, nodes, edges)
 
 
 @pytest.fixture
@@ -61,10 +59,6 @@ def split_of(graph: TextGraph) -> dict[str, list[str]]:
     """Ids of each split, in node order."""
     assert graph.node_ids is not None
     return {part: [graph.node_ids[node] for node in nodes] for part, nodes in graph.split.items()}
-
-
-def labels_of(graph: TextGraph) -> list[str | None]:
-    return [graph.class_names[label] if label >= 0 else None for label in graph.label]
 
 
 def test_tables_become_a_graph(pets: Path) -> None:

@@ -62,8 +62,11 @@ def test_a_text_index_out_of_range_is_an_error() -> None:
             texts[index]
 
 
-def test_lone_surrogates_do_not_stop_a_dataset() -> None:
+def test_lone_surrogates_become_question_marks(tmp_path: Path) -> None:
     assert list(Texts.of(["a\ud800b"])) == ["a?b"]
+    with TextsWriter(tmp_path, 1) as writer:
+        writer.put([(0, "a\ud800b")])
+    assert read(tmp_path) == ["a?b"]
 
 
 def test_texts_of_texts_are_the_same_object() -> None:
@@ -135,12 +138,6 @@ def test_no_texts(tmp_path: Path) -> None:
         assert read(tmp_path) == [""] * n
 
 
-def test_texts_that_are_no_unicode_become_question_marks(tmp_path: Path) -> None:
-    with TextsWriter(tmp_path, 1) as writer:
-        writer.put([(0, "a\ud800b")])
-    assert read(tmp_path) == ["a?b"]
-
-
 @pytest.mark.parametrize("rows", [[0, 3], [-1, 0]])
 def test_a_row_out_of_range_is_an_error_and_leaves_nothing(tmp_path: Path, rows: list[int]) -> None:
     message = f"texts of rows {rows[0]} to {rows[1]}, expected 0 to 2"
@@ -176,7 +173,8 @@ def test_texts_that_the_disk_changes_are_no_files(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         NpyWriter, "write", lambda self, block: write(self, block[::-1] if block.itemsize == 1 else block)
     )
-    with pytest.raises(DataError, match="text 0 is not what was written"), TextsWriter(tmp_path, 2) as writer:
+    message = r"text \d is not what was written, nor are 1 more of 2"
+    with pytest.raises(DataError, match=message), TextsWriter(tmp_path, 2) as writer:
         writer.put(enumerate(["ab", "c"]))
     assert names(tmp_path) == []
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -188,8 +189,7 @@ def test_two_bytes_a_token_where_the_vocabulary_allows(tmp_path: Path, words: in
     assert file.stat().st_size == 3 * size
 
 
-def no_tokenizing(*_: Any) -> None:
-    raise AssertionError("tokenized again")
+no_tokenizing = Mock(side_effect=AssertionError("tokenized again"))
 
 
 @pytest.mark.parametrize("torn", ["nothing", "ids", "lengths", "lost ids"])
@@ -231,12 +231,9 @@ def test_a_killed_process_leaves_what_it_tokenized_to_the_next(
 def test_a_kill_just_before_the_store_is_complete_loses_no_block(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(tokens, "TEXTS_AT_ONCE", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
+        patch.setattr(Path, "rename", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
     monkeypatch.setattr(tokens, "encode_texts", no_tokenizing)
@@ -264,10 +261,8 @@ def test_a_store_on_a_disk_that_can_only_be_read_is_opened(
 ) -> None:
     store = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
 
-    def refused(path: Path, missing_ok: bool = False) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(path))  # of a mount, also for a file that is missing
-
-    monkeypatch.setattr(Path, "unlink", refused)
+    read_only = OSError(errno.EROFS, "Read-only file system")  # of a mount, also for a file that is missing
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=read_only))
     again = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
     np.testing.assert_array_equal(again.ids, store.ids)
 
