@@ -12,15 +12,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+from torch_geometric.graphgym.config import cfg, set_cfg
 
 from glem_graphgym import processes
-from tests.started import finish, start_main
 
 RUN = Path(__file__).resolve().parents[2] / "run"
 
@@ -74,6 +74,19 @@ class Ended(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+
+
+@contextmanager
+def process_taken_back() -> Iterator[None]:
+    """A block in which a program sets variables, paths and logging for its process: afterwards they are as before."""
+    environment, path = dict(os.environ), sys.path[:]
+    try:
+        with logging_taken_back():
+            yield
+    finally:
+        sys.path[:] = path
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 @contextmanager
@@ -165,12 +178,8 @@ def program(
     """A working run, of which a case changes one thing; what ``run/main.py`` sets for its process is taken back."""
     monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
     monkeypatch.chdir(tmp_path)
-    environment, path = dict(os.environ), sys.path[:]
-    with logging_taken_back():
+    with process_taken_back():
         yield Program(tmp_path, tiny_lm, capsys)
-    sys.path[:] = path
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +187,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """A folder with a configuration and its finished run, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.yaml").write_text(WORKING.format(folder=folder, tiny_lm=tiny_lm))
-    finish(start_main(["--cfg", str(folder / "small.yaml")]))
+    with process_taken_back(), redirect_stdout(io.StringIO()):
+        assert load_program("main").main(["--cfg", str(folder / "small.yaml")]) == 0
+    cfg.clear()
+    set_cfg(cfg)
     return folder
 
 

@@ -94,17 +94,6 @@ def test_classes_are_numbered_where_no_file_names_them_and_miscounted_ones_are_r
     assert load_ogbn_products(root).class_names[46] == "class 46"
 
 
-def test_killed_between_pieces_it_goes_on_with_the_next(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(products, "write_structure", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            load_ogbn_products(root)
-    assert not list((root / "ogbn_products/text_graph").glob("[!.]*"))
-    monkeypatch.setattr(products, "_write_products", lambda *args: pytest.fail("the texts were made twice"))
-    assert list(load_ogbn_products(root).texts) == TEXTS
-    assert not (root / "ogbn_products/text_graph/.pieces").exists()
-
-
 def test_another_text_makes_another_graph_of_the_same_structure(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:  # killed when all pieces are there
         patch.setattr("glem_graphgym.data.text_graph._write_meta", Mock(side_effect=KeyboardInterrupt))
