@@ -123,7 +123,7 @@ class _Stream:
         return rows, columns
 
     def csr(self) -> tuple[np.ndarray, np.ndarray]:
-        """As `coo`, of a matrix in CSR form."""
+        """Rows and columns of the entries of a CSR matrix, (E,) each."""
         self.expect_magic(CSR_MATRIX)
         self.position += 16  # the matrix's numbers of rows and columns
         indptr, columns, _ = self.array(), self.array(), self.array()

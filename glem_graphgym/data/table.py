@@ -247,8 +247,8 @@ def _read(path: Path, ours: Sequence[str], columns: Columns) -> tuple[pd.DataFra
     texts = {"text": columns.texts(table, path)} if nodes and columns.template else {}
     table = table.loc[:, [name is not None for name in names]]
     table.columns = pd.Index(kept, dtype=object)
-    replaced = {theirs for theirs, name in zip(header, names, strict=True) if name is None} - {*columns.fields}
-    return table.assign(**texts), [theirs for theirs in header if theirs in replaced]
+    unnamed = [theirs for theirs, name in zip(header, names, strict=True) if name is None]
+    return table.assign(**texts), [theirs for theirs in unnamed if theirs not in columns.fields]
 
 
 def read_json_lines(path: Path) -> pd.DataFrame:

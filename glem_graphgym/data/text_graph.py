@@ -57,8 +57,9 @@ class TextGraph:
         views = {f"texts of the view '{name}'": texts for name, texts in self.views.items()}
         for name, values in {"texts": self.texts, **views, "node ids": self.node_ids}.items():
             if values is not None and len(values) != self.num_nodes:
+                may_be_empty = " (may be empty)" * (name != "node ids")
                 raise DataError(
-                    f"{self.name}: {len(values)} {name} for {self.num_nodes} nodes; every node needs one (may be empty)"
+                    f"{self.name}: {len(values)} {name} for {self.num_nodes} nodes; every node needs one{may_be_empty}"
                 )
         if not edges_checked:
             check_csr(self.name, self.rowptr, self.col, directed=self.directed)

@@ -86,12 +86,17 @@ class Texts(Sequence[str]):
 
 
 class TextsWriter:
-    """Writes N texts to ``<folder>/<stem>.npy`` (uint8) and ``<folder>/<stem>_offsets.npy`` (int64 (N+1,)).
+    """Writes texts to ``<folder>/<stem>.npy`` (uint8) and ``<folder>/<stem>_offsets.npy`` (int64 (N+1,)).
 
     Use it in a ``with`` block: the files are complete when it ends, and do not exist if it ends in an error. Texts may
     arrive in any order: they are distributed to temporary files, each for a range of rows, and sorted at the end. A row
     without a text gets an empty one; of several texts for a row, the first is kept. Some texts are read again at the
     end. Memory: one byte per text, some MB, and 1% of the texts.
+
+    Args:
+        folder: an existing folder.
+        num_texts: N.
+        stem: "text" for a graph's texts, "node_id" for its node ids.
 
     Attributes:
         written: bool (N,), the rows that a text was written to.

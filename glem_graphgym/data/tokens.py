@@ -53,6 +53,7 @@ class TokenStore:
 
     @classmethod
     def of(cls, ids: np.ndarray, offsets: np.ndarray, tokenizer: Any) -> TokenStore:
+        """Store of texts that ``tokenizer`` made into ids; the further attributes are the tokenizer's."""
         special_ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
         unknown_id = None if tokenizer.unk_token_id in special_ids else tokenizer.unk_token_id
         return cls(ids, offsets, padding_id(tokenizer), unknown_id, ids_below(tokenizer))

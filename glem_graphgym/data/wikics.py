@@ -60,7 +60,7 @@ def read_wikics(files: list[Path], options: TableOptions) -> Tables:
                 file = texts_path if name == "nodes" else path
                 raise DataError(f"{file}: '{name}' has {len(rows)} entries, expected one for each of {count} labels")
         articles = pd.DataFrame(metadata["nodes"])
-        columns.names(texts_path, [*articles], ("text",))
+        columns.names(texts_path, [*articles], ("text",))  # refuses columns that do not exist
         if "tokens" in articles:
             articles["tokens"] = articles["tokens"].map(lambda tokens: " ".join(map(str, tokens)))
         links = [(node, neighbour) for node, neighbours in enumerate(data["links"]) for neighbour in neighbours]

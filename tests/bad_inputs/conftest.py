@@ -7,17 +7,20 @@ word for word.
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from torch_geometric.graphgym.config import cfg, set_cfg
+
+from glem_graphgym import processes
 
 RUN = Path(__file__).resolve().parents[2] / "run"
 
@@ -52,12 +55,38 @@ def load_program(name: str) -> ModuleType:
     return module
 
 
+class Marker:
+    """Something that, unpickled, makes the file ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return io.open, (str(self.path), "w")
+
+    def ran(self) -> bool:
+        return self.path.exists()
+
+
 class Ended(NamedTuple):
     """What a program left: its exit status, standard output and standard error."""
 
     returncode: int
     stdout: str
     stderr: str
+
+
+@contextmanager
+def process_taken_back() -> Iterator[None]:
+    """A block in which a program sets variables, paths and logging for its process: afterwards they are as before."""
+    environment, path = dict(os.environ), sys.path[:]
+    try:
+        with logging_taken_back():
+            yield
+    finally:
+        sys.path[:] = path
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 @contextmanager
@@ -149,12 +178,8 @@ def program(
     """A working run, of which a case changes one thing; what ``run/main.py`` sets for its process is taken back."""
     monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
     monkeypatch.chdir(tmp_path)
-    environment, path = dict(os.environ), sys.path[:]
-    with logging_taken_back():
+    with process_taken_back():
         yield Program(tmp_path, tiny_lm, capsys)
-    sys.path[:] = path
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +187,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """A folder with a configuration and its finished run, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.yaml").write_text(WORKING.format(folder=folder, tiny_lm=tiny_lm))
-    command = [sys.executable, str(RUN / "main.py"), "--cfg", str(folder / "small.yaml")]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    with process_taken_back(), redirect_stdout(io.StringIO()):
+        assert load_program("main").main(["--cfg", str(folder / "small.yaml")]) == 0
+    cfg.clear()
+    set_cfg(cfg)
     return folder
+
+
+def main_apart(arguments: list[str], output: str, errors: str, prepare: Callable[[], None] | None = None) -> None:
+    """``run/main.py`` after ``prepare``, to be started in a process of its own; its streams go to files."""
+    for descriptor, file in ((1, output), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.pop("GLEM_TRACEBACK", None)
+    if prepare:
+        prepare()
+    program = load_program("main")
+    processes.end(program.run_program(lambda: program.main(arguments)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from yacs.config import CfgNode
 from glem_graphgym.config import ConfigError, Key, all_keys, check_config, load_config
 from glem_graphgym.config.keys import STOCK_BOUNDS
 from tests.bad_inputs.conftest import Program, load_program
+from tests.checks import refused
 
 NUMBERS = [
     *("0", "1", "-1", "2", "0.5", "-0.5", "1.5", "-2", "-2e-4", "2e-4", "1e3", "1e30", "-1e30", "9" * 30, "9" * 5000),
@@ -60,37 +62,28 @@ def makes_sense(name: str, default: Any, value: Any) -> bool:
     return all(not isinstance(item, bool | list | dict) and item is not None for item in items)
 
 
+def check_refused_or_sensible(file: Path, options: list[str], name: str, default: Any, names: Sequence[str]) -> None:
+    """Load a configuration that sets a key: refused in one line with one of ``names``, or the value makes sense."""
+    try:
+        load_config(cfg, file, options)
+    except ConfigError as error:
+        message = str(error)
+        assert any(part in message for part in names), message
+        assert "\n" not in message and len(message) < 1000
+    else:
+        assert makes_sense(name, default, value_of(name)), (name, options or file.read_text(), value_of(name))
+
+
 @pytest.mark.parametrize("name", every_key())
 def test_a_value_is_refused_by_name_or_makes_sense(name: str, tmp_path: Path) -> None:
-    default = value_of(name)
-    file = tmp_path / "good.yaml"
+    default, (group, _, key) = value_of(name), name.rpartition(".")
+    file = tmp_path / "own.yaml"
     file.write_text("seed: 1\n")
     for text in BAD:
-        try:
-            load_config(cfg, file, [name, text])
-        except ConfigError as error:
-            message = str(error)
-            assert name in message or name.rpartition(".")[2] in message, message
-            assert "\n" not in message and len(message) < 1000
-        else:
-            assert makes_sense(name, default, value_of(name)), (name, text, value_of(name))
-
-
-@pytest.mark.parametrize("name", every_key())
-def test_the_same_in_a_file(name: str, tmp_path: Path) -> None:
-    default = value_of(name)
-    group, _, key = name.rpartition(".")
-    file = tmp_path / "bad.yaml"
+        check_refused_or_sensible(file, [name, text], name, default, [key])
     for text in IN_FILES:
         file.write_text(f"{group}:\n  {key}: {text}\n" if group else f"{key}: {text}\n")
-        try:
-            load_config(cfg, file)
-        except ConfigError as error:
-            message = str(error)
-            assert name in message or "bad.yaml" in message, message
-            assert "\n" not in message and len(message) < 1000
-        else:
-            assert makes_sense(name, default, value_of(name)), (name, text, value_of(name))
+        check_refused_or_sensible(file, [], name, default, [name, "own.yaml"])
 
 
 @pytest.mark.parametrize("name", every_key())
@@ -137,47 +130,34 @@ def test_bounds_of_graphgyms_numbers_name_keys_that_it_has() -> None:
     assert set(STOCK_BOUNDS) <= set(every_key())
 
 
-NONSENSE = {
-    ("gnn.fan_out", "[5, true]"): [],
-    ("optim.steps", "[30, sixty]"): [],
-    ("optim.steps", "[30, 60.5]"): [],
-    ("optim.steps", "[-30]"): [],
-    ("train.neighbor_sizes", "[10, -2]"): [],
-    ("dataset.tag_split", "[0.8,0.1"): [],
-    ("dataset.tag_split", "[0.8, 0.1]"): [],
-    ("dataset.tag_split", "[0.8, 0.1, 0.2]"): [],
-    ("dataset.tag_split", "[1, 0, 0]"): [],
-    ("dataset.tag_split", "[0.8, 0.1, x]"): [],
-    ("dataset.tag_split", "0.8, 0.1, 0.1"): [],
-    ("dataset.dir", ""): [],
-    ("lm.model", ""): [],
-    ("out_dir", ""): [],
-    ("seed", "1.0"): [],
-    ("accelerator", "gpu"): [],
-    ("metric_best", "acuracy"): ["accuracy"],
-    ("metric_best", "f1"): ["macro_f1"],
-    ("metric_best", ""): ["accuracy"],
-    ("metric_best", "[accuracy]"): [],
-    ("cfg_dest", ""): ["config.yaml"],
-    ("cfg_dest", "."): ["config.yaml"],
-    ("cfg_dest", "/tmp/config.yaml"): ["config.yaml"],
-    ("cfg_dest", "../config.yaml"): ["config.yaml"],
-    ("cfg_dest", "a/../../config.yaml"): ["config.yaml"],
-    ("cfg_dest", "agg"): ["config.yaml"],
-    ("cfg_dest", "0"): ["config.yaml"],
-    ("cfg_dest", "summary.json"): ["config.yaml"],
-}
+# A key, values that make no sense for it, and what the message names beside the key.
+NONSENSE: list[tuple[str, list[str], list[str]]] = [
+    ("gnn.fan_out", ["[5, true]"], []),
+    ("optim.steps", ["[30, sixty]", "[30, 60.5]", "[-30]"], []),
+    ("train.neighbor_sizes", ["[10, -2]"], []),
+    ("dataset.tag_split", ["[0.8,0.1", "[0.8, 0.1]", "[0.8, 0.1, 0.2]", "[1, 0, 0]", "[0.8, 0.1, x]"], []),
+    ("dataset.tag_split", ["0.8, 0.1, 0.1"], []),
+    ("dataset.dir", [""], []),
+    ("lm.model", [""], []),
+    ("out_dir", [""], []),
+    ("seed", ["1.0"], []),
+    ("accelerator", ["gpu"], []),
+    ("metric_best", ["acuracy", ""], ["accuracy"]),
+    ("metric_best", ["f1"], ["macro_f1"]),
+    ("metric_best", ["[accuracy]"], []),
+    ("cfg_dest", ["", ".", "/tmp/config.yaml", "../config.yaml", "a/../../config.yaml"], ["config.yaml"]),
+    ("cfg_dest", ["agg", "0", "summary.json"], ["config.yaml"]),
+]
 
 
-@pytest.mark.parametrize("case", NONSENSE, ids=" ".join)
-def test_nonsense_is_refused_before_anything_is_loaded(case: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [(name, one, said) for name, values, said in NONSENSE for one in values]
+)
+def test_nonsense_is_refused_before_anything_is_loaded(name: str, value: str, said: list[str], tmp_path: Path) -> None:
     file = tmp_path / "glem.yaml"
     file.write_text("dataset: {format: TAG, name: synthetic}\ntrain: {mode: glem}\nmodel: {type: glem_sage}\n")
     load_config(cfg, file)
-    with pytest.raises(ConfigError) as error:
-        load_config(cfg, file, case)
-    for name in [case[0], *NONSENSE[case]]:
-        assert name in str(error.value)
+    refused(lambda: load_config(cfg, file, [name, value]), name, *said, error=ConfigError)
 
 
 @pytest.mark.parametrize("values", [("0", 0), ("4294967295", 2**32 - 1), ("0x10", 16), ("1_000", 1000), ("+3", 3)])
@@ -227,17 +207,9 @@ def test_a_command_line_that_is_wrong(options: list[str], name: str, program_nam
     assert program.stages() == []
 
 
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        (["--repeat", "0"], "--repeat"),
-        (["--repeat", "two"], "--repeat"),
-        (["--repeat", "1000000000000"], "--repeat"),
-        (["--repeat"], "--repeat"),
-    ],
-)
-def test_a_number_of_seeds_that_is_wrong(options: list[str], name: str, program: Program) -> None:
-    program.refuses(*options, names=name, status=2)
+@pytest.mark.parametrize("number", [["0"], ["two"], ["1000000000000"], []])
+def test_a_number_of_seeds_that_is_wrong(number: list[str], program: Program) -> None:
+    program.refuses("--repeat", *number, names="--repeat", status=2)
 
 
 def test_the_last_seed_is_one_too(program: Program) -> None:

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.bad_inputs.conftest import RUN, Program, load_program, logging_taken_back
+from tests.bad_inputs.conftest import RUN, Program, load_program, logging_taken_back, main_apart
+from tests.started import start
 
 # What a program of run/ does, without the seconds of imports: it prints, logs, and writes what it is there for.
 PROGRAM = """
@@ -77,10 +78,10 @@ def test_a_log_without_room_gives_no_traceback_a_line(tmp_path: Path, capsys: py
 
 @pytest.mark.slow
 def test_a_run_is_finished_though_its_output_is_lost(program: Program) -> None:
-    shell = f"{sys.executable} {RUN / 'main.py'} --cfg {program.config} 2>errors >/dev/full"
-    done = subprocess.run(["bash", "-c", shell], cwd=program.folder, check=False, timeout=300, env=dict(os.environ))
+    (started,) = start(main_apart, ["--cfg", str(program.config)], "/dev/full", "errors")
+    started.join(300)
     errors = (program.folder / "errors").read_text()
-    assert done.returncode == 1 and "Traceback" not in errors
+    assert started.exitcode == 1 and "Traceback" not in errors
     assert "error: standard output cannot be written" in errors.splitlines()[-1]
     assert len(program.stages()) == 4 and (program.folder / "results/small/agg/val/best.json").exists()
 

@@ -9,25 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_inputs.conftest import load_program
+from tests.bad_inputs.conftest import run_here
 from tests.bad_inputs.test_run_folders import DAMAGES
 
 
 @pytest.fixture
 def results(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("GLEM_TRACEBACK", raising=False)
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(finished / "results", tmp_path / "results"))
 
 
 def refusal(program: str, *arguments: object, capsys: pytest.CaptureFixture[str], status: Sequence[int] = (1,)) -> str:
     """The one line with which ``run/<program>.py`` refuses its arguments."""
-    capsys.readouterr()
-    try:
-        found = load_program(program).main([str(argument) for argument in arguments])
-    except SystemExit as error:  # argparse
-        found = error.code
-    err = capsys.readouterr().err
+    found, _, err = run_here(program, arguments, capsys)
     assert found in status, f"exit status {found}, expected {status}; {err}"
     (line,) = (line for line in err.splitlines() if "error:" in line)
     assert "Traceback" not in err

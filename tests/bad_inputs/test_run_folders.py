@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
+from glem_graphgym import memory
 from glem_graphgym.em.e_step import LMLearner, LMTask
 from glem_graphgym.em.joint_step import JointLearner
 from glem_graphgym.em.m_step import GNNLearner, GNNTask
 from glem_graphgym.memory import OutOfMemoryError, is_out_of_memory, naming_out_of_memory
-from tests.bad_inputs.conftest import RUN, Program
+from tests.bad_inputs.conftest import Program, main_apart
+from tests.checks import cut, emptied
+from tests.started import finish, start
 
 Damage = Callable[[Path], None]
-
-
-def emptied(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def other_bytes(file: Path) -> None:
     file.write_bytes(b"\x93garbage\xff\x00" * 9)
 
 
-def removed(file: Path) -> None:
-    file.unlink()
-
-
-DAMAGES: dict[str, Damage] = {"emptied": emptied, "cut": cut, "other bytes": other_bytes, "removed": removed}
+DAMAGES: dict[str, Damage] = {"emptied": emptied, "cut": cut, "other bytes": other_bytes, "removed": Path.unlink}
+CHANGED = {name: DAMAGES[name] for name in ("emptied", "cut", "other bytes")}
 STAGE = "results/small/0/stages/01_gnn_gold"
 LM_STAGE = "results/small/0/stages/00_lm_gold"
 # A removed stage.json means an unfinished stage, a removed run.json is another message, and weights may be forgotten.
 STAGE_FILES = {
     f"{STAGE}/logits.npy": DAMAGES,
-    f"{STAGE}/stage.json": {name: DAMAGES[name] for name in ("emptied", "cut", "other bytes")},
-    f"{LM_STAGE}/embeddings.npy": {name: DAMAGES[name] for name in ("emptied", "cut", "other bytes")},
-    f"{LM_STAGE}/weights.safetensors": {name: DAMAGES[name] for name in ("emptied", "cut", "other bytes")},
+    f"{STAGE}/stage.json": CHANGED,
+    f"{LM_STAGE}/embeddings.npy": CHANGED,
+    f"{LM_STAGE}/weights.safetensors": CHANGED,
 }
 
 
@@ -71,7 +64,7 @@ def test_a_damaged_file_of_a_stage_is_named_and_redone_as_told(file: str, copy: 
     assert folder.is_dir()
 
 
-@pytest.mark.parametrize("damage", ["emptied", "cut", "other bytes"])
+@pytest.mark.parametrize("damage", CHANGED)
 def test_a_damaged_run_json_is_named_and_made_anew_by_overwrite(damage: str, copy: Program) -> None:
     DAMAGES[damage](copy.folder / "results/small/0/run.json")
     copy.refuses(names=["results/small/0/run.json", "--overwrite"])
@@ -131,14 +124,15 @@ STEPS: list[tuple[Any, str, tuple[Any, ...], str, str]] = [
 def test_memory_that_runs_out_names_the_stage_and_the_keys_and_can_be_resumed(
     learner: Any, method: str, options: tuple[Any, ...], stage: str, key: str, program: Program
 ) -> None:
-    for number, error in enumerate(ERRORS.values()):
+    """Of the kinds of errors, which are all told alike, one of several lines and two without a message of ours."""
+    for kind in ("torch on CUDA", "Python", "the system"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(learner, method, lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+            patch.setattr(learner, method, Mock(side_effect=ERRORS[kind]))
             status, _, err = program.run(*options)
         assert status == 1
         (line,) = (line for line in err.splitlines() if "error:" in line)
         assert stage in line and key in line and "same command" in line
-        assert len(program.stages()) == int(stage[:2]), number
+        assert len(program.stages()) == int(stage[:2]), kind
     program.accepts(*options)
 
 
@@ -154,7 +148,7 @@ def test_memory_that_runs_out_before_the_stages_is_said_in_one_line(
 ) -> None:
     for error in ERRORS.values():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"glem_graphgym.build.{work}", lambda *_, error=error: (_ for _ in ()).throw(error))
+            patch.setattr(f"glem_graphgym.build.{work}", Mock(side_effect=error))
             program.refuses(names=names)
 
 
@@ -170,54 +164,51 @@ def test_only_memory_counts_as_memory() -> None:
             raise other
 
 
-LIMITED = """
-import resource, runpy, sys
-sys.path.insert(0, {run!r})
-from glem_graphgym.em import e_step
-fit = e_step.LMLearner.fit
-def limited(self, *args, **options):  # what is there, and a little more
-    data = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData:"))
-    resource.setrlimit(resource.RLIMIT_DATA, (data * 1024 + (16 << 20), resource.RLIM_INFINITY))
-    return fit(self, *args, **options)
-e_step.LMLearner.fit = limited
-sys.argv = ["main.py", *sys.argv[1:]]
-runpy.run_path({main!r}, run_name="__main__")
-"""
+def data_bytes() -> int:
+    """Bytes that count for RLIMIT_DATA."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmData:")[2].split()[0])
+
+
+def leave_little_memory() -> None:
+    """Training of the language model finds what is allocated before, and a little more."""
+    fit = LMLearner.fit
+
+    def limited(self: LMLearner, *args: Any, **options: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + (16 << 20), resource.RLIM_INFINITY))
+        return fit(self, *args, **options)
+
+    LMLearner.fit = limited  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's accounts of memory")
-def test_a_real_shortage_ends_in_one_line(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_shortage_ends_in_one_line(program: Program) -> None:
     wide = ("dataset.synthetic_nodes", 3000, "lm.batch_size", 2048, "dataset.synthetic_words", 400, "lm.max_length", 64)
-    command = [
-        sys.executable,
-        "-c",
-        LIMITED.format(run=str(RUN), main=str(RUN / "main.py")),
-        "--cfg",
-        str(program.config),
-    ]
-    done = subprocess.run(
-        [*command, *map(str, wide)], capture_output=True, text=True, timeout=300, cwd=RUN.parent, check=False
-    )
-    assert done.returncode == 1, done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if "error:" in line)
+    arguments = ["--cfg", str(program.config), *map(str, wide)]
+    (started,) = start(main_apart, arguments, "output", "errors", leave_little_memory)
+    started.join(300)
+    errors = (program.folder / "errors").read_text()
+    assert started.exitcode == 1, errors
+    (line,) = (line for line in errors.splitlines() if "error:" in line)
     assert "00_lm_gold" in line and "lm.grad_accumulation" in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in errors
+
+
+def allocate_beyond_the_machine() -> None:
+    """Fails unless an allocation is refused that exceeds the memory that the machine is said to have."""
+    memory.machine_bytes = lambda: data_bytes() + (1 << 30)  # type: ignore[assignment]
+    memory.limit_to_machine()
+    np.ones(1 << 20)
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(MemoryError):
+        np.empty(limit, dtype=np.uint8)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of Linux's")
 def test_an_allocation_beyond_the_machine_fails_instead_of_having_the_process_killed() -> None:
-    code = (
-        "from glem_graphgym import memory\n"
-        "memory.machine_bytes, memory._lines = lambda: 3 << 30, lambda file: []\n"
-        "memory.limit_to_machine()\n"
-        "import numpy as np\n"
-        "np.ones(1 << 20)\n"
-        "try:\n    np.ones(1 << 29)\nexcept MemoryError:\n    print('refused')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=RUN.parent)
-    assert done.stdout == "refused\n", done.stderr
+    finish(start(allocate_beyond_the_machine))
 
 
 # ---- batches that batch norm cannot take ----------------------------------------------------------------------------

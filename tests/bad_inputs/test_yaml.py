@@ -10,17 +10,14 @@ import yaml
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.config import ConfigError, dump_config, load_config
+from tests import checks
 
 
-def refused(text: str | bytes, folder: Path, *options: str) -> str:
-    """The one line with which a YAML is refused; it names the file."""
+def refused(text: str | bytes, folder: Path, *names: str) -> None:
+    """A YAML is refused in one line that names the file, and holds ``names``."""
     file = folder / "bad.yaml"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
-    with pytest.raises(ConfigError) as error:
-        load_config(cfg, file, options)
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 1000
-    return message
+    checks.refused(lambda: load_config(cfg, file), "bad.yaml", *names, error=ConfigError)
 
 
 # ---- no YAML of keys and values -------------------------------------------------------------------------------------
@@ -70,16 +67,14 @@ NO_KEYS = {
 def test_a_file_that_is_no_yaml_of_keys(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text, names = NO_KEYS[case]
-    message = refused(text, tmp_path)
-    for name in ["bad.yaml", *names]:
-        assert name in message
+    refused(text, tmp_path, *names)
     assert not (tmp_path / "marker").exists()
 
 
 def test_a_billion_laughs(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    assert "100,000 values" in refused("\n".join(lines), tmp_path)
+    refused("\n".join(lines), tmp_path, "100,000 values")
 
 
 @pytest.mark.parametrize("what", ["missing", "folder", "unreadable", "a name too long", "a file as folder", "endless"])
@@ -99,9 +94,7 @@ def test_a_file_that_cannot_be_read(what: str, tmp_path: Path) -> None:
         file = file / "bad.yaml"
     elif what == "endless":
         file = Path("/dev/zero")
-    with pytest.raises(ConfigError) as error:
-        load_config(cfg, file)
-    assert str(file) in str(error.value) and "\n" not in str(error.value)
+    checks.refused(lambda: load_config(cfg, file), str(file), error=ConfigError)
 
 
 # ---- what stands twice ----------------------------------------------------------------------------------------------
@@ -118,9 +111,7 @@ TWICE = {
 @pytest.mark.parametrize("case", TWICE)
 def test_what_stands_twice_names_both_lines(case: str, tmp_path: Path) -> None:
     text, names = TWICE[case]
-    message = refused(text, tmp_path)
-    for name in ["bad.yaml", *names]:
-        assert name in message
+    refused(text, tmp_path, *names)
 
 
 def test_anchors_and_merges_work(tmp_path: Path) -> None:
@@ -147,7 +138,6 @@ def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
 
 UNKNOWN = {
     "glem.alpha: 0.5": ["glem.alpha", "'glem:'"],
-    "glem: {aplha: 0.5}": ["glem.aplha", "glem.alpha"],
     "share: {dim_in: 3}": ["'share'"],
     "1: 2": ["'1'"],
     "true: 2": ["'true'"],
@@ -155,7 +145,6 @@ UNKNOWN = {
     "lm: {model: {name: x}}": ["lm.model"],
     "seed: {a: 1}": ["seed"],
     "lm: [epochs, 3]": ["'lm'"],
-    "lm:": ["'lm'"],
     "lm: {1: 2}": ["lm.1"],
     f"{'k' * 900}: 1": ["kkk"],
 }
@@ -163,48 +152,14 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("text", UNKNOWN, ids=[text[:30] for text in UNKNOWN])
 def test_keys_that_there_are_not(text: str, tmp_path: Path) -> None:
-    message = refused(text, tmp_path)
-    for name in ["bad.yaml", *UNKNOWN[text]]:
-        assert name in message
+    refused(text, tmp_path, *UNKNOWN[text])
 
 
 # ---- texts stand as they were typed ---------------------------------------------------------------------------------
 
-TYPED = [
-    *(
-        "007",
-        "2024_05",
-        "2024-05-01",
-        "2024-05-01T10:00:00",
-        "12:30",
-        "true",
-        "True",
-        "no",
-        "off",
-        "yes",
-        "null",
-        "Null",
-    ),
-    *(
-        "1e3",
-        "1.0",
-        "1.50",
-        "0x10",
-        "0o17",
-        "010",
-        "1_000",
-        ".5",
-        "5.",
-        ".inf",
-        ".nan",
-        "NaN",
-        "+1",
-        "-1",
-        "=",
-        "<<",
-        "None",
-    ),
-]
+TYPED = ["true", "True", "no", "off", "yes", "null", "Null", "None", "2024-05-01", "2024-05-01T10:00:00", "12:30"]
+TYPED += ["007", "2024_05", "1e3", "1.0", "1.50", "0x10", "0o17", "010", "1_000", ".5", "5.", ".inf", ".nan", "NaN"]
+TYPED += ["+1", "-1", "=", "<<"]
 
 
 @pytest.mark.parametrize("text", TYPED)
@@ -239,8 +194,8 @@ def test_a_list_for_texts_keeps_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [r'"a\nb"', r'"a\tb"', r'"a\0b"', r'"\x1b[31m"', "|\n  a\n  b", r'"\ud800"'])
 def test_control_characters_in_a_text(text: str, tmp_path: Path) -> None:
-    assert "out_dir" in refused(f"out_dir: {text}\n", tmp_path)
-    assert "lm.model" in refused(f"lm:\n  model: {text}\n".replace("\n  a\n  b", "\n    a\n    b"), tmp_path)
+    refused(f"out_dir: {text}\n", tmp_path, "out_dir")
+    refused(f"lm:\n  model: {text}\n".replace("\n  a\n  b", "\n    a\n    b"), tmp_path, "lm.model")
 
 
 # ---- paths ----------------------------------------------------------------------------------------------------------

@@ -1,27 +1,18 @@
-"""For tests of datasets: no network, nobody at the keyboard, and makers of files in the formats that OGB publishes."""
+"""For tests of datasets: no network, and nobody at the keyboard."""
 
 from __future__ import annotations
 
 import builtins
-import sys
-from pathlib import Path
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for ogb_files
 
 
 @pytest.fixture
 def unattended(monkeypatch: pytest.MonkeyPatch) -> None:
     """No network and nobody at the keyboard, for OGB's own code too."""
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise URLError("no network")
-
-    def ask(prompt: str = "") -> str:
-        raise AssertionError(f"blocked on standard input: {prompt}")
-
-    monkeypatch.setattr("glem_graphgym.data.ogb.download.urlopen", refuse)
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr(builtins, "input", ask)
+    for name in ("glem_graphgym.data.ogb.download.urlopen", "urllib.request.urlopen"):
+        monkeypatch.setattr(name, Mock(side_effect=URLError("no network")))
+    monkeypatch.setattr(builtins, "input", Mock(side_effect=AssertionError("blocked on standard input")))

@@ -8,12 +8,13 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.request import Request
 
 import numpy as np
 import pandas as pd
 
+from glem_graphgym.data.ogb import load_ogbn_arxiv, load_ogbn_papers100m, load_ogbn_products
 from glem_graphgym.data.text_graph import TextGraph
 
 N = 12
@@ -244,6 +245,22 @@ def complete_papers100m(root: Path, *how: Any, **changed: Any) -> Path:
     return root / "ogbn_papers100M"
 
 
+class Miniature(NamedTuple):
+    """A dataset of OGB: what writes all its files into a folder of datasets, what loads it, and names in its folder."""
+
+    make: Callable[[Path], Path]
+    load: Callable[[Path], TextGraph]
+    split: str
+    mapping: str
+
+
+MINIATURES = {
+    "arxiv": Miniature(complete_arxiv, load_ogbn_arxiv, "time", "nodeidx2paperid"),
+    "products": Miniature(complete_products, load_ogbn_products, "sales_ranking", "nodeidx2asin"),
+    "papers100M": Miniature(complete_papers100m, load_ogbn_papers100m, "time", ""),
+}
+
+
 def check_miniature(graph: TextGraph, labels: list[int], features: np.ndarray, edges: list[tuple[int, int]]) -> None:
     """Assert that a graph has these labels, features and edges, and the split of all miniatures."""
     assert edges_of(graph) == edges
@@ -254,11 +271,6 @@ def check_miniature(graph: TextGraph, labels: list[int], features: np.ndarray, e
     assert graph.features is not None
     assert graph.features.dtype == np.float32
     np.testing.assert_array_equal(graph.features, features)
-
-
-def kill(*args: object, **kwargs: object) -> None:
-    """Stands in for a function during which the process is killed."""
-    raise KeyboardInterrupt
 
 
 def edges_of(graph: TextGraph) -> list[tuple[int, int]]:

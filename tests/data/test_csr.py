@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import tracemalloc
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from glem_graphgym import disk
 from glem_graphgym.data import csr
-from glem_graphgym.data.csr import bounded_cuts, check_csr, csr_from_edges, entry_blocks, write_csr
+from glem_graphgym.data.csr import bounded_cuts, check_csr, csr_from_edges, entry_blocks, nodes_within, write_csr
 from glem_graphgym.data.errors import DataError
 from glem_graphgym.disk import DiskFullError
+from tests.checks import peak_of
 
 # ---- in memory --------------------------------------------------------------------------------------------------
 
@@ -109,9 +110,14 @@ def test_no_edges(tmp_path: Path, n: int) -> None:
     assert same(written(tmp_path), csr_from_edges(*empty, n))
 
 
-def test_node_ids_that_do_not_fit_into_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pointers of so many rows would take 17 GB: only the columns are looked at."""
-    monkeypatch.setattr(csr, "new_array", NoPointers)
+@pytest.fixture
+def no_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only columns are written: pointers of billions of rows would take 17 GB and more."""
+    monkeypatch.setattr(csr, "new_array", lambda file, *_: file.touch() or MagicMock())
+
+
+@pytest.mark.usefixtures("no_pointers")
+def test_node_ids_that_do_not_fit_into_32_bits(tmp_path: Path) -> None:
     n = 2**31 + 2
     write_csr(np.array([[0, n - 1], [n - 1, 3]]), n, tmp_path, memory_bytes=10_000)
     col = np.load(tmp_path / "col.npy")
@@ -119,25 +125,8 @@ def test_node_ids_that_do_not_fit_into_32_bits(tmp_path: Path, monkeypatch: pyte
     assert col.tolist() == [n - 1, n - 1, 0, 3]
 
 
-class NoPointers:
-    def __init__(self, file: Path, dtype: Any, shape: tuple[int, ...]) -> None:
-        file.write_bytes(b"")
-
-    def __getitem__(self, rows: np.ndarray) -> int:
-        return 0
-
-    def __setitem__(self, rows: np.ndarray, counts: np.ndarray) -> None:
-        pass
-
-    def cumsum(self, out: NoPointers) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-
-def test_the_largest_graph_whose_pairs_fit_into_64_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csr, "new_array", NoPointers)
+@pytest.mark.usefixtures("no_pointers")
+def test_the_largest_graph_whose_pairs_fit_into_64_bits(tmp_path: Path) -> None:
     n = 3_037_000_499
     write_csr(np.array([[n - 1], [n - 2]]), n, tmp_path, memory_bytes=10_000)
     assert np.load(tmp_path / "col.npy").tolist() == [n - 1, n - 2]
@@ -168,11 +157,8 @@ def test_bad_edges_are_refused_before_anything_is_written(
 def test_a_failure_halfway_leaves_nothing_and_the_old_files_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError("disk pulled")
-
     (tmp_path / "rowptr.npy").write_text("old")
-    monkeypatch.setattr(csr.NpyWriter, "write", fail)
+    monkeypatch.setattr(csr.NpyWriter, "write", Mock(side_effect=OSError("disk pulled")))
     with pytest.raises(OSError, match="disk pulled"):
         write_csr(np.stack([np.arange(50), np.arange(1, 51)]), 51, tmp_path, memory_bytes=1)
     assert [path.name for path in tmp_path.iterdir()] == ["rowptr.npy"]
@@ -198,19 +184,10 @@ def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
     n, num_edges, budget = 300_000, 2_000_000, 4_000_000
     edges = np.random.default_rng(0).integers(0, n, (2, num_edges))
     edges[0, ::2] = 5
-    tracemalloc.start()
-    try:
-        write_csr(edges, n, tmp_path, memory_bytes=budget)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        rowptr, col = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col"))
-        check_csr("large", rowptr, col)
-        check_peak = tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-    assert peak < budget + 4_000_000  # counts of bins, one chunk of edges, buffers of files
-    assert check_peak < 8_000_000
+    # Beyond the budget: counts of bins, one chunk of edges, buffers of files.
+    assert peak_of(lambda: write_csr(edges, n, tmp_path, memory_bytes=budget)) < budget + 4_000_000
+    rowptr, col = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("rowptr", "col"))
+    assert peak_of(lambda: check_csr("large", rowptr, col)) < 8_000_000
     assert same((np.array(rowptr), np.array(col)), csr_from_edges(*edges, n))
 
 
@@ -247,14 +224,9 @@ def test_blocks_give_every_entry_once_and_in_order(at_once: int) -> None:
 def test_a_long_stretch_of_isolated_nodes_takes_no_memory() -> None:
     n = 3_000_000
     rowptr, col = csr_from_edges(np.array([0, 1]), np.array([n - 1, n - 2]), n)
-    tracemalloc.start()
-    try:
-        blocks = list(entry_blocks(rowptr, col))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    blocks: list[tuple[np.ndarray, np.ndarray]] = []
+    assert peak_of(lambda: blocks.extend(entry_blocks(rowptr, col))) < 8_000_000
     assert np.concatenate([rows for rows, _ in blocks]).tolist() == [0, 1, n - 2, n - 1]
-    assert peak < 8_000_000
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 50, 1 << 16])
@@ -295,3 +267,24 @@ def test_the_hash_spreads_over_all_bits_and_turns_its_sign_with_the_edge() -> No
     bits = np.unpackbits(each.view(np.uint8)).reshape(4000, 64)
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.05
     assert (csr._imbalance(row, col, 5000) + csr._imbalance(col, row, 5000)) % 2**64 == 0
+
+
+# ---- nodes within some hops -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hops", range(6))
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 20])
+def test_nodes_within_some_hops_are_those_of_a_search_node_by_node(hops: int, at_once: int) -> None:
+    n = 80
+    rowptr, col = csr_from_edges(*np.random.default_rng(0).integers(0, n - 4, (2, 70)), n)
+
+    def search(start: list[int], hops: int) -> list[int]:
+        reached = set(start)
+        for _ in range(hops):
+            reached |= {int(other) for node in reached for other in col[rowptr[node] : rowptr[node + 1]]}
+        return sorted(reached)
+
+    for start in ([3], [0, 40, 79], [79, 78], []):
+        found = nodes_within(rowptr, col, np.array(start, dtype=np.int64), hops, entries_at_once=at_once)
+        assert found.tolist() == search(start, hops)
+    assert 1 < len(search([3], 2)) < len(search([3], 4)) < n  # so there is something to get wrong

@@ -73,7 +73,7 @@ RECORDS = st.integers(1, 8).flatmap(
 
 
 @given(records=RECORDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_is_frozen_is_thawed(records: Records) -> None:
     again = thaw(freeze(records))
     for column in ("name", "names", "groups", "classes", "descriptions", "origin"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
 import types
 import zipfile
@@ -15,10 +14,17 @@ from urllib.request import Request
 
 import numpy as np
 import pytest
-from ogb_files import (
+
+from glem_graphgym.data.ogb import archive, arxiv, download, load_ogbn_arxiv
+from glem_graphgym.data.ogb.archive import OgbArchive, ogb_accuracy
+from glem_graphgym.data.text_graph import DataError, TextGraph
+from glem_graphgym.disk import DiskFullError, require_space
+from tests.checks import refused
+from tests.data.ogb_files import (
     ARXIV_LABELS,
     EDGES,
     FEATURES,
+    MINIATURES,
     PAPERS,
     UNDIRECTED,
     N,
@@ -35,11 +41,6 @@ from ogb_files import (
     write_pyg,
     write_table,
 )
-
-from glem_graphgym.data.ogb import archive, arxiv, download, load_ogbn_arxiv
-from glem_graphgym.data.ogb.archive import OgbArchive, ogb_accuracy
-from glem_graphgym.data.text_graph import DataError, TextGraph
-from glem_graphgym.disk import DiskFullError, require_space
 
 pytestmark = pytest.mark.usefixtures("unattended")
 TAR_HEADER = b"titleabs.tsv" + b"\0" * 88 + b"0000644\0" + b"\0" * 404
@@ -80,10 +81,20 @@ def test_the_same_as_ogbs_own_class_reads(root: Path) -> None:
     }
 
 
-def test_second_load_reads_the_snapshot(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load_ogbn_arxiv(root)
-    monkeypatch.setattr(OgbArchive, "read", lambda self: pytest.fail("the snapshot was not used"))
-    assert load_ogbn_arxiv(root).fingerprint() == first.fingerprint()
+@pytest.mark.parametrize("name", MINIATURES)
+def test_second_load_reads_the_snapshot_even_when_sources_are_deleted_and_no_piece_is_left(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the snapshot of ogbn-arxiv needs its sources: it is found by what is in them."""
+    folder = MINIATURES[name].make(tmp_path)
+    first = MINIATURES[name].load(tmp_path)
+    assert not (folder / "text_graph/.pieces").exists()
+    for made in ("ogb.archive.OgbArchive.read_split", "text_graph._write_meta", "texts.TextsWriter.put"):
+        monkeypatch.setattr(f"glem_graphgym.data.{made}", lambda *_: pytest.fail("the snapshot was not used"))
+    assert MINIATURES[name].load(tmp_path).fingerprint() == first.fingerprint()
+    for source in [*folder.glob("Amazon-3M.raw/*"), *folder.glob("paperinfo.zip"), *folder.glob("raw/data.npz")]:
+        source.unlink()
+    assert MINIATURES[name].load(tmp_path).fingerprint() == first.fingerprint()
 
 
 @pytest.mark.parametrize("table", ["raw/edge", "raw/node-feat", "split/time/valid"])
@@ -136,8 +147,7 @@ def test_missing_papers_get_empty_texts_and_are_reported(root: Path, caplog: pyt
     rows = arxiv_rows()
     rows[4] = f"{PAPERS[4]}\t\t".encode()
     del rows[7]
-    with caplog.at_level(logging.WARNING):
-        graph = load(root, rows)
+    graph = load(root, rows)
     assert [node for node, text in enumerate(graph.texts) if not text] == [4, 7]
     assert graph.origin["missing_texts"] == 2
     assert f"no text for 2 of 12 papers ({PAPERS[4]}, {PAPERS[7]})" in caplog.text
@@ -189,11 +199,22 @@ def test_text_file_of_something_else_is_refused_before_ogb_is_asked(root: Path) 
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-20], lambda raw: b"<html>log in</html>", lambda raw: raw[:30]])
-def test_damaged_text_file_is_named(root: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = root / "ogbn_arxiv/titleabs.tsv.gz"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=r"titleabs\.tsv\.gz is damaged .* delete it to have it downloaded again"):
-        load_ogbn_arxiv(root)
+@pytest.mark.parametrize(
+    ("name", "file", "remedy"),
+    [
+        ("arxiv", "titleabs.tsv.gz", "delete it to have it downloaded again"),
+        ("products", "Amazon-3M.raw/tst.json.gz", "put the one of Amazon-3M in its place"),
+    ],
+)
+def test_damaged_text_file_is_named(
+    tmp_path: Path, name: str, file: str, remedy: str, damage: Callable[[bytes], bytes]
+) -> None:
+    path = MINIATURES[name].make(tmp_path) / file
+    sound = path.read_bytes()
+    path.write_bytes(damage(sound))
+    refused(lambda: MINIATURES[name].load(tmp_path), f"{path} is damaged ", remedy)
+    path.write_bytes(sound)
+    assert MINIATURES[name].load(tmp_path).origin["missing_texts"] == 0
 
 
 def test_mapping_must_have_its_columns(root: Path) -> None:
@@ -205,19 +226,15 @@ def test_mapping_must_have_its_columns(root: Path) -> None:
 def test_without_network_it_says_which_text_to_put_where(root: Path) -> None:
     (root / "ogbn_arxiv/titleabs.tsv.gz").unlink()
     before = sorted(root.rglob("*"))
-    with pytest.raises(DataError) as error:
-        load_ogbn_arxiv(root)
-    assert f"put it at {root}/ogbn_arxiv/titleabs.tsv.gz" in str(error.value)
-    assert "https://snap.stanford.edu/ogb/data/misc/ogbn_arxiv/titleabs.tsv.gz" in str(error.value)
+    url = "https://snap.stanford.edu/ogb/data/misc/ogbn_arxiv/titleabs.tsv.gz"
+    refused(lambda: load_ogbn_arxiv(root), url, f"put it at {root}/ogbn_arxiv/titleabs.tsv.gz")
     assert [path for path in sorted(root.rglob("*")) if path.suffix != ".lock"] == before
 
 
 def test_without_network_it_says_where_to_unpack_the_archive(tmp_path: Path) -> None:
     write_lines(tmp_path / "titleabs.tsv.gz", arxiv_rows())
-    with pytest.raises(DataError) as error:
-        load_ogbn_arxiv(tmp_path)
-    assert "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip" in str(error.value)
-    assert f"so that {tmp_path}/ogbn_arxiv/RELEASE_v1.txt exists" in str(error.value)
+    url = "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"
+    refused(lambda: load_ogbn_arxiv(tmp_path), url, f"so that {tmp_path}/ogbn_arxiv/RELEASE_v1.txt exists")
     assert not (tmp_path / "ogbn_arxiv").exists()
 
 
@@ -255,12 +272,17 @@ def test_download_fetches_what_is_missing_once(tmp_path: Path, monkeypatch: pyte
     assert not list(root.glob(".*.part"))
 
 
-def test_download_keeps_a_text_that_was_put_there_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = published(tmp_path)
-    monkeypatch.setattr(download, "urlopen", serving(server))
+@pytest.mark.parametrize("of_pyg", [False, True])
+def test_download_keeps_a_text_that_was_put_there_first(
+    of_pyg: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "urlopen", serving(published(tmp_path)))
     (tmp_path / "ogbn_arxiv/raw").mkdir(parents=True)  # empty: what OGB's own interrupted download leaves
-    write_lines(tmp_path / "ogbn_arxiv/titleabs.tsv", [row.replace(b"about", b"mine") for row in arxiv_rows()])
-    assert load_ogbn_arxiv(tmp_path).texts[0] == "Title: title 0. Abstract: mine 0"
+    if of_pyg:
+        with_pyg(tmp_path, [f"mine {node}" for node in range(N)])
+    else:
+        write_lines(tmp_path / "ogbn_arxiv/titleabs.tsv", [row.replace(b"about", b"mine") for row in arxiv_rows()])
+    assert load_ogbn_arxiv(tmp_path).texts[11] == ("mine 11" if of_pyg else "Title: title 11. Abstract: mine 11")
 
 
 def test_kill_before_the_release_file_is_moved_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,25 +337,15 @@ def test_archive_that_is_not_the_expected_one(
     assert not (tmp_path / "ogbn_arxiv").exists()
 
 
-def write_packed(tmp_path: Path) -> Path:
-    """OGB's archive as somebody downloaded it by hand."""
+def test_an_archive_that_lies_there_packed_is_named_if_damaged_else_unpacked_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "arxiv.zip"
-    path.write_bytes(published(tmp_path)["http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"])
-    return path
-
-
-def test_an_archive_that_lies_there_packed_is_unpacked_and_kept(tmp_path: Path) -> None:
-    path = write_packed(tmp_path)
+    content = published(tmp_path)["http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"]
+    path.write_bytes(content[:-30])
     write_lines(tmp_path / "titleabs.tsv", arxiv_rows())
-    assert edges_of(load_ogbn_arxiv(tmp_path)) == UNDIRECTED
+    refused(lambda: load_ogbn_arxiv(tmp_path), f"{path} is no sound zip archive")
     assert path.exists()
-
-
-def test_a_packed_archive_that_is_damaged_is_named_and_kept(tmp_path: Path) -> None:
-    path = write_packed(tmp_path)
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(DataError, match=rf"{path} is no sound zip archive"):
-        load_ogbn_arxiv(tmp_path)
+    path.write_bytes(content)
+    assert edges_of(load_ogbn_arxiv(tmp_path)) == UNDIRECTED
     assert path.exists()
 
 
@@ -408,12 +420,6 @@ def test_pyg_copy_of_the_texts_is_taken_where_ogbs_is_not(root: Path) -> None:
     assert (graph.origin["files"][1], graph.origin["missing_texts"]) == ("node-text.csv.gz", 1)
     write_lines(root / "titleabs.tsv", arxiv_rows())
     assert load_ogbn_arxiv(root).texts[0] == "Title: title 0. Abstract: about 0"
-
-
-def test_pyg_copy_that_was_there_first_survives_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "urlopen", serving(published(tmp_path)))
-    with_pyg(tmp_path, [f"mine {node}" for node in range(N)])
-    assert load_ogbn_arxiv(tmp_path).texts[11] == "mine 11"
 
 
 @pytest.mark.parametrize("use", [lambda root: ogb_accuracy("ogbn-arxiv"), load_ogbn_arxiv])

@@ -78,14 +78,17 @@ def test_nodes_without_neighbours_and_no_seeds_at_all() -> None:
 
 @pytest.mark.parametrize("fan_out", [1, 3, 7])
 def test_all_subsets_of_neighbours_are_equally_probable(fan_out: int) -> None:
-    """Each neighbour of the hub, and each pair of them, comes as often as it should, within four deviations."""
-    size, draws = 9, 6000
-    rowptr, col = csr_from_edges(np.zeros(size, dtype=np.int64), np.arange(1, size + 1), size + 1)
+    """Each neighbour of a hub, and each pair of them, comes as often as it should, within four deviations."""
+    size, hubs, draws = 9, 700, 6000
+    rowptr, col = csr_from_edges(np.repeat(np.arange(hubs), size), hubs + np.tile(np.arange(size), hubs), hubs + size)
     sampler, rng = NeighbourSampler(rowptr, col, [fan_out]), np.random.default_rng(1)
-    chosen = np.zeros((draws, size), dtype=np.int64)
-    for draw in range(draws):
-        chosen[draw, sampler.sample(np.array([0]), rng).nodes[1:] - 1] = 1
-    assert (chosen.sum(1) == fan_out).all()
+    chosen = np.empty((0, size), dtype=np.int64)
+    for count in [1] * 400 + [hubs] * 8:  # one hub at a time, and many
+        block = sampler.sample(np.arange(count), rng)
+        leaf, hub = block.edge_index()
+        chosen = np.concatenate([chosen, np.zeros((count, size), dtype=np.int64)])
+        chosen[hub - count, block.nodes[leaf] - hubs] = 1
+    assert len(chosen) == draws and (chosen.sum(1) == fan_out).all()
     together = chosen.T @ chosen / draws
     single, pair = fan_out / size, fan_out * (fan_out - 1) / (size * (size - 1))
     wanted = np.where(np.eye(size, dtype=bool), single, pair)

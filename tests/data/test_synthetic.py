@@ -175,14 +175,11 @@ def test_each_dial_leaves_the_other_part_alone() -> None:
     assert np.array_equal(graph.label, make_synthetic(structure_signal=0.9).label)
 
 
-def test_a_snapshot_holds_it_all(tmp_path: Path) -> None:
+def test_a_snapshot_holds_numbers_of_numpy(tmp_path: Path) -> None:
     graph = make_synthetic(num_nodes=100, feature_dim=3, text_signal=np.float64(0.5), seed=np.int64(3))  # type: ignore[arg-type]
     save_text_graph(graph, tmp_path)
-    again = load_text_graph(tmp_path)
-    assert again.fingerprint() == graph.fingerprint()
-    assert again.origin == graph.origin
-    assert again.origin["seed"] == 3
-    assert list(again.texts) == list(graph.texts)
+    origin = load_text_graph(tmp_path).origin
+    assert origin == graph.origin and origin["seed"] == 3
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from glem_graphgym.data.tokens import (
 )
 from glem_graphgym.disk import DiskFullError
 from glem_graphgym.models.pretrained import load_tokenizer
+from tests.checks import cut, emptied, refused
 
 TEXTS = ["abc def", "", "a, b: c", "zürich 123 " * 20, "€", "short"]
 
@@ -187,8 +189,7 @@ def test_two_bytes_a_token_where_the_vocabulary_allows(tmp_path: Path, words: in
     assert file.stat().st_size == 3 * size
 
 
-def no_tokenizing(*_: Any) -> None:
-    raise AssertionError("tokenized again")
+no_tokenizing = Mock(side_effect=AssertionError("tokenized again"))
 
 
 @pytest.mark.parametrize("torn", ["nothing", "ids", "lengths", "lost ids"])
@@ -230,12 +231,9 @@ def test_a_killed_process_leaves_what_it_tokenized_to_the_next(
 def test_a_kill_just_before_the_store_is_complete_loses_no_block(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(tokens, "TEXTS_AT_ONCE", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
+        patch.setattr(Path, "rename", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
     monkeypatch.setattr(tokens, "encode_texts", no_tokenizing)
@@ -263,10 +261,8 @@ def test_a_store_on_a_disk_that_can_only_be_read_is_opened(
 ) -> None:
     store = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
 
-    def refused(path: Path, missing_ok: bool = False) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(path))  # of a mount, also for a file that is missing
-
-    monkeypatch.setattr(Path, "unlink", refused)
+    read_only = OSError(errno.EROFS, "Read-only file system")  # of a mount, also for a file that is missing
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=read_only))
     again = open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
     np.testing.assert_array_equal(again.ids, store.ids)
 
@@ -377,25 +373,15 @@ def made(cache: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-2])
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, cut, empty])
+@pytest.mark.parametrize("damage", [Path.unlink, cut, emptied])
 @pytest.mark.parametrize("name", ["ids.bin", "offsets.npy", "tokens.json"])
 def test_a_damaged_store_is_an_error_that_names_the_folder(
     tmp_path: Path, tokenizer: Any, name: str, damage: Callable[[Path], None]
 ) -> None:
     folder = made(tmp_path, tokenizer)
     damage(folder / name)
-    with pytest.raises(DataError) as error:
-        open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path)
-    assert str(folder) in str(error.value)
-    assert "delete the folder to have it remade" in str(error.value)
+    remedy = "delete the folder to have it remade"
+    refused(lambda: open_token_store(Texts.of(TEXTS), tokenizer, 8, tmp_path), str(folder), remedy)
 
 
 def test_a_store_of_another_number_of_texts_is_an_error(tmp_path: Path, tokenizer: Any) -> None:

@@ -6,7 +6,6 @@ import errno
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,12 +17,8 @@ from glem_graphgym.build import preparation
 from glem_graphgym.build.preparation import Prepared, check_texts, prepare_dataset
 from glem_graphgym.config import load_config, reads_texts
 from glem_graphgym.data.text_graph import DataError, Texts
-
-TESTS = Path(__file__).resolve().parents[1]
-PREPARE = TESTS.parent / "run" / "prepare.py"
-sys.path.insert(0, str(TESTS / "data"))
-
-from ogb_files import (  # noqa: E402
+from tests.bad_inputs.conftest import load_program, run_here
+from tests.data.ogb_files import (
     arxiv_rows,
     write_amazon,
     write_arxiv,
@@ -33,7 +28,8 @@ from ogb_files import (  # noqa: E402
     write_products,
 )
 
-from tests.bad_inputs.conftest import load_program, run_here  # noqa: E402
+TESTS = Path(__file__).resolve().parents[1]
+PREPARE = TESTS.parent / "run" / "prepare.py"
 
 CONFIG = """
 dataset: {{format: TAG, name: {name}, dir: {folder}/datasets}}

@@ -129,10 +129,14 @@ def report(
 ) -> None:
     """Log which nodes have no text (``missing``, int (m,)), and how many rows of ``source`` are not UTF-8.
 
-    ``nodes`` says what the nodes are, e.g. "papers"; ``names`` are those of all nodes.
+    Args:
+        nodes: plural of what a node is, e.g. "papers".
+        counts: ``text_rows``, ``rows_not_utf8`` and, if any, ``skipped_rows``.
+        names: names of all nodes.
+        expected: content of the right file, and where to get it; for the error.
 
     Raises:
-        DataError: more than half of the nodes have no text. It is another file than ``expected``, or a part of one.
+        DataError: more than half of the nodes have no text: it is another file, or a part of one.
     """
     total, listed_nodes = len(names), listed([names[node] for node in missing])
     message = (
