@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,110 +36,84 @@ from glem_graphgym.models.sign import SIGN
 
 @dataclass(frozen=True)
 class Network:
-    """An entry of `NETWORKS`: how to build the network of a ``model.type``, and its kind."""
+    """An entry of `NETWORKS`: how to make the network of a ``model.type``, and its kind.
 
-    make: Callable[[CfgNode, int, int], nn.Module]  # (cfg, width of the node features F, classes C) -> plain module
-    sees_hops: bool = False  # input: hop features (K + 1, N, F) instead of features (N, F) and the graph
-    is_layered: bool = False  # a `LayerStack`, which can predict layer by layer
+    Attributes:
+        make: called with ``dim_in`` (F), ``dim_out`` (C) and the arguments of ``keys``.
+        keys: argument of ``make`` -> key of ``gnn.*`` that it is taken from.
+        takes_labels: ``make`` has an argument ``label_hops``: 1 adds a network on the last label hop, 0 none.
+        least_layers: lower bound of ``gnn.layers_mp``.
+    """
 
+    make: type[nn.Module]
+    keys: Mapping[str, str]
+    takes_labels: bool = False
+    least_layers: int = 1
 
-def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) -> Network:
-    """A layer stack with the settings of all stacks, and the ``gnn.*`` of ``keys`` and ``renamed`` (argument=key)."""
-
-    def build(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-        same_named = ("residual", "linear_skip", "readout", *keys)
-        arguments = {**dict(zip(same_named, same_named, strict=True)), "pre_layers": "layers_pre_mp", **renamed}
-        settings = {argument: cfg.gnn[key] for argument, key in arguments.items()}
-        return make(dim_in, cfg.gnn.dim_inner, dim_out, num_layers(cfg), **_common_settings(cfg), **settings)
-
-    return Network(build, is_layered=True)
-
-
-def _common_settings(cfg: CfgNode) -> dict[str, Any]:
-    return {name: cfg.gnn[name] for name in ("dropout", "norm", "input_dropout")}
-
-
-def num_layers(cfg: CfgNode, least: int = 1) -> int:
-    """``gnn.layers_mp``; ValueError if it is below ``least``, which ``model.type`` needs."""
-    if cfg.gnn.layers_mp < least:
-        raise ValueError(f"gnn.layers_mp is {cfg.gnn.layers_mp}, model.type {cfg.model.type} needs at least {least}")
-    return int(cfg.gnn.layers_mp)
-
-
-def _revgat(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g = cfg.gnn
-    if g.dim_inner % g.rev_groups:
-        raise ValueError(
-            f"gnn.dim_inner is {g.dim_inner}, expected a multiple of gnn.rev_groups, {g.rev_groups} ({cfg.model.type})"
-        )
-    return RevGAT(
-        dim_in,
-        g.dim_inner,
-        dim_out,
-        num_layers(cfg, least=2),
-        heads=g.att_heads,
-        group=g.rev_groups,
-        edge_drop=g.edge_drop,
-        attention_dropout=g.attention_dropout,
-        symmetric_norm=g.symmetric_norm,
-        input_norm=g.input_norm == "batch",
-        **_common_settings(cfg),
-    )
+    def build(self, cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
+        """The plain module; ValueError if ``gnn.*`` rules it out."""
+        g, name = cfg.gnn, cfg.model.type
+        if g.layers_mp < self.least_layers:
+            raise ValueError(f"gnn.layers_mp is {g.layers_mp}, model.type {name} needs at least {self.least_layers}")
+        if "rev_groups" in self.keys.values() and g.dim_inner % g.rev_groups:
+            raise ValueError(
+                f"gnn.dim_inner is {g.dim_inner}, expected a multiple of gnn.rev_groups, {g.rev_groups} ({name})"
+            )
+        arguments = {argument: g[key] for argument, key in self.keys.items()}
+        if "input_norm" in arguments:
+            arguments["input_norm"] = g.input_norm == "batch"
+        if self.takes_labels:
+            arguments["label_hops"] = int(cfg.glem.label_input and cfg.train.mode != "standard")
+        return self.make(dim_in=dim_in, dim_out=dim_out, **arguments)
 
 
-def _sign(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g = cfg.gnn
-    return SIGN(dim_in, g.dim_inner, dim_out, g.hops, num_layers(cfg), g.dropout, g.input_dropout)
+def _keys(same_named: str, **renamed: str) -> dict[str, str]:
+    """Argument -> key of ``gnn.*``; the arguments of ``same_named``, a list with blanks, are called as their keys."""
+    return {"dim_hidden": "dim_inner", **{name: name for name in same_named.split()}, **renamed}
 
 
-def _sagn(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g, attention = cfg.gnn, _attention_over_hops(cfg)
-    return SAGN(dim_in, g.dim_inner, dim_out, g.hops, num_layers(cfg), heads=g.att_heads, **attention)
+def _layer_stack(make: type[LayerStack], same_named: str = "", **renamed: str) -> Network:
+    common = f"dropout norm input_dropout residual linear_skip readout {same_named}"
+    return Network(make, _keys(common, num_layers="layers_mp", pre_layers="layers_pre_mp", **renamed))
 
 
-def _gamlp(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g = cfg.gnn
-    return GAMLP(
-        dim_in,
-        g.dim_inner,
-        dim_out,
-        g.hops,
-        residual=g.residual,
-        output_layers=num_layers(cfg),
-        activation=g.hop_activation,
-        input_norm=g.input_norm == "batch",
-        **_attention_over_hops(cfg),
-    )
-
-
-def _attention_over_hops(cfg: CfgNode) -> dict[str, Any]:
-    """Settings that SAGN and GAMLP share: dropouts, and whether they have a network on the last label hop."""
-    dropouts = {name: cfg.gnn[name] for name in ("dropout", "input_dropout", "attention_dropout", "label_dropout")}
-    return {**dropouts, "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard")}
-
-
-# model.type -> network. A new network of ours is a module in `models/` and one line here.
+_ON_HOPS = "hops dropout input_dropout"
+_ATTENDING = f"{_ON_HOPS} attention_dropout label_dropout"
+# model.type -> network. A new network of ours is a module in `models/` and one entry here.
 NETWORKS: dict[str, Network] = {
     "glem_mlp": _layer_stack(MLP),
     "glem_sage": _layer_stack(SAGE, "self_loops"),
     "glem_gcn": _layer_stack(GCN, "hidden_bias"),
     "glem_gat": _layer_stack(GAT, "attention_dropout", heads="att_heads"),
-    "glem_revgat": Network(_revgat),
-    "glem_sgc": Network(lambda cfg, dim_in, dim_out: SGC(dim_in, dim_out), sees_hops=True),
-    "glem_sign": Network(_sign, sees_hops=True),
-    "glem_sagn": Network(_sagn, sees_hops=True),
-    "glem_gamlp": Network(_gamlp, sees_hops=True),
+    "glem_revgat": Network(
+        RevGAT,
+        _keys(
+            "dropout norm input_dropout edge_drop attention_dropout symmetric_norm input_norm",
+            num_layers="layers_mp",
+            heads="att_heads",
+            group="rev_groups",
+        ),
+        least_layers=2,
+    ),
+    "glem_sgc": Network(SGC, {}, least_layers=0),
+    "glem_sign": Network(SIGN, _keys(_ON_HOPS, num_layers="layers_mp")),
+    "glem_sagn": Network(SAGN, _keys(_ATTENDING, num_layers="layers_mp", heads="att_heads"), takes_labels=True),
+    "glem_gamlp": Network(
+        GAMLP,
+        _keys(f"{_ATTENDING} residual input_norm", output_layers="layers_mp", activation="hop_activation"),
+        takes_labels=True,
+    ),
 }
 
 
 def has_layers(cfg: CfgNode) -> bool:
     """Whether ``model.type`` names one of our layer stacks, which `build_gnn` wraps in a `LayeredGNN`."""
-    return cfg.model.type in NETWORKS and NETWORKS[cfg.model.type].is_layered
+    return cfg.model.type in NETWORKS and issubclass(NETWORKS[cfg.model.type].make, LayerStack)
 
 
 def sees_hops(cfg: CfgNode) -> bool:
-    """Whether ``model.type`` names a network on hop features."""
-    return cfg.model.type in NETWORKS and NETWORKS[cfg.model.type].sees_hops
+    """Whether ``model.type`` names a network on hop features (K + 1, N, F), not on features (N, F) and the graph."""
+    return cfg.model.type in NETWORKS and issubclass(NETWORKS[cfg.model.type].make, HopNetwork)
 
 
 # ---- as GraphGym calls them ---------------------------------------------------------------------------------------
@@ -179,7 +153,7 @@ class HopGraphNetwork(nn.Module):
 
 def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> nn.Module:
     """The network ``name`` of `NETWORKS` as a GraphGym network."""
-    net = NETWORKS[name].make(cfg, dim_in, dim_out)
+    net = NETWORKS[name].build(cfg, dim_in, dim_out)
     return HopGraphNetwork(net, cfg.gnn.hops) if isinstance(net, HopNetwork) else GraphNetwork(net)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -87,10 +86,7 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> b
 
 
 def unused_keys(cfg: CfgNode, joint: bool) -> list[str]:
-    """Keys of ``gnn.*`` that differ from their default, but have no effect on a network of ours.
-
-    The network is built on the meta device from settings that record which keys are read.
-    """
+    """Keys of ``gnn.*`` that differ from their default, but have no effect on a network of ours."""
     if cfg.model.type not in NETWORKS:
         return []  # GraphGym's layers read the global configuration, where reads cannot be recorded
     read_keys = set(KEYS_OF_TRAINING)
@@ -100,14 +96,7 @@ def unused_keys(cfg: CfgNode, joint: bool) -> list[str]:
         read_keys |= {"batch_size"}
     if cfg.train.mode == "standard":
         read_keys -= {*KEYS_OF_TRAINING, "batch_size"}
-
-    class ReadRecorder(CfgNode):
-        def __getitem__(self, name: str) -> object:
-            read_keys.add(name)
-            return super().__getitem__(name)
-
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        NETWORKS[cfg.model.type].make(SimpleNamespace(**{**cfg, "gnn": ReadRecorder(cfg.gnn)}), 8, 2)
+    read_keys |= {*NETWORKS[cfg.model.type].keys.values()}
     defaults = {key.removeprefix("gnn."): value.default for key, value in all_keys().items() if key.startswith("gnn.")}
     defaults |= {"head": cfg.gnn.head, "layers_post_mp": 1}  # set by GraphGym itself
     return sorted(f"gnn.{name}" for name in defaults.keys() - read_keys if cfg.gnn[name] != defaults[name])

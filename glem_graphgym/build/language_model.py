@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -154,7 +154,8 @@ def random_state_kept(hardware: Hardware) -> Iterator[None]:
         set_random_state(state)
 
 
-def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_dropout: float) -> EncoderConfig:
+def encoder_config(cfg: CfgNode, hardware: Hardware, **changes: Any) -> EncoderConfig:
+    """The encoder that ``lm.*`` describes, with ``changes`` of its attributes."""
     lm, attention = cfg.lm, cfg.lm.attention
     if lm.base_precision in BITS and hardware.accelerator != "cuda":
         raise ConfigError(
@@ -163,24 +164,9 @@ def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_d
         )
     if attention == "auto":  # not measured: ours on a CPU, transformers' own choice on a GPU
         attention = CPU_ATTENTION if hardware.accelerator == "cpu" else None
-    return EncoderConfig(
-        model=lm.model,
-        pooling=lm.pooling,
-        bidirectional=lm.bidirectional,
-        shrink_dim=lm.shrink_dim,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
-        attention=attention,
-        gradient_checkpointing=lm.gradient_checkpointing,
-        freeze_layers=lm.freeze_layers,
-        lora_rank=lm.lora_rank,
-        lora_alpha=lm.lora_alpha,
-        lora_dropout=lm.lora_dropout,
-        lora_targets=tuple(lm.lora_targets),
-        lora_variant=lm.lora_variant,
-        base_precision=lm.base_precision,
-        pretrained=lm.pretrained,
-    )
+    settings = {field.name: lm[field.name] for field in fields(EncoderConfig) if field.name in lm}
+    settings |= {"attention": attention, "lora_targets": tuple(lm.lora_targets)}
+    return EncoderConfig(**{**settings, **changes})
 
 
 def infer_tokens(cfg: CfgNode, hardware: Hardware) -> int:
@@ -215,7 +201,7 @@ class TextEmbeddings(nn.Module):
                 f"dataset.format is '{cfg.dataset.format}', but a text encoder needs texts; expected 'TAG'"
             )
         hardware = hardware_for(cfg, "32")
-        config = encoder_config(cfg, hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
+        config = encoder_config(cfg, hardware)
         tokens = open_tokens(cfg, load_text_graph_of(cfg))
         encoder = load_text_encoder(config)
         readout_for(cfg).log(cfg.lm.model)
@@ -263,7 +249,7 @@ def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
     """The pretrained LM, ready to predict; its embeddings are meaningful, its logits are not."""
     hardware = lm_hardware(cfg)
     # No bottleneck: untrained, it would be a random projection.
-    config = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
+    config = encoder_config(cfg, hardware, shrink_dim=0, dropout=-1.0, attention_dropout=-1.0)
     no_validation = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
     settings = LMSettings(infer_tokens=infer_tokens(cfg, hardware))
     return LMLearner(tokens, lambda: build_lm(config, 1, 0.0), settings, no_validation, hardware)

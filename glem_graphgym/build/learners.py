@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def lm_learners(
     hardware = lm_hardware(cfg)
 
     def learner(keys: str, lm: dict[str, Any]) -> LMLearner:
-        config = replace(encoder_config(cfg, hardware, lm["dropout"], lm["attention_dropout"]), keys=keys)
+        dropouts = {name: lm[name] for name in ("dropout", "attention_dropout")}
+        config = encoder_config(cfg, hardware, keys=keys, **dropouts)
         lm |= {"smooth_pseudo": cfg.glem.smooth_pseudo, "infer_tokens": infer_tokens(cfg, hardware)}
         settings = LMSettings(**{field.name: lm[field.name] for field in fields(LMSettings) if field.name in lm})
         build = functools.partial(build_lm, config, num_classes, lm["head_dropout"])
@@ -172,8 +173,7 @@ def joint_learner(
         label_input=cfg.glem.label_input,
     )
     # With lm.gradient_checkpointing whole micro-batches are recomputed (`recompute`), so layers need not be.
-    config = encoder_config(cfg, lm.hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
-    config = replace(config, gradient_checkpointing=False)
+    config = encoder_config(cfg, lm.hardware, gradient_checkpointing=False)
 
     def build(dim_features: int, num_classes: int) -> JointModel:
         encoder = load_text_encoder(config)

@@ -117,7 +117,7 @@ def build_run(
     first_logits = first_predictions(cfg.glem.first_predictions, graph)
     by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
     if mode.lm or mode.joint or "static" in feature_kinds(cfg.glem.node_features):
-        encoder_config(cfg, hardware_for(cfg, cfg.lm.precision), -1.0, -1.0)  # raises before texts are tokenized
+        encoder_config(cfg, hardware_for(cfg, cfg.lm.precision))  # raises before texts are tokenized
         tokens = tokens or open_tokens(cfg, graph)
         readout_for(cfg).log(cfg.lm.model)
     train, valid = graph.split["train"], graph.split["valid"]
