@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from glem_graphgym.build.gnn import LayeredGNN, Structure, build_gnn, gnn_optimizer
+from glem_graphgym.build.gnn import LayeredGNN, build_gnn, gnn_optimizer
 from glem_graphgym.build.language_model import gnn_hardware, hardware_for, random_state_kept
 from glem_graphgym.build.learners import gnn_learner
 from glem_graphgym.build.sizes import is_joint
@@ -22,6 +22,7 @@ from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.live_bytes import LiveBytes, counted, foreseen
+from glem_graphgym.models.block import BlockAdjacency
 
 STEP = "a step's neighbourhood"
 FEWEST_NODES = 96  # at least, in the smaller of the two measured graphs
@@ -104,14 +105,14 @@ def _sampled_bytes(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray
         with counted() as live:
             network = build_gnn(cfg, dim, classes).train(trains)
             x = torch.zeros(len(block.nodes), dim, dtype=dtype, requires_grad=joint and trains)
-            structure = Structure.of_block(block)
+            adjacency = BlockAdjacency.of(block)
             if not trains:
                 with torch.inference_mode(), hardware.autocast():
-                    network(x, structure)
+                    network(x, adjacency)
                 return live
             optimizer = gnn_optimizer(cfg)(network.parameters())[0]
             for _ in range(2):
-                _forward_backward(network, x, structure, block.num_seeds, hardware)
+                _forward_backward(network, x, adjacency, block.num_seeds, hardware)
                 optimizer.step()
                 optimizer.zero_grad()
         return live
@@ -150,9 +151,9 @@ def hop_step_bytes(cfg: CfgNode, num_classes: int, width: int, nodes: int) -> in
         return foreseen(measure, HOP_NODES / 2, HOP_NODES, nodes)[0]
 
 
-def _forward_backward(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardware: Hardware) -> None:
+def _forward_backward(network: nn.Module, x: Tensor, adjacency: BlockAdjacency, seeds: int, hardware: Hardware) -> None:
     with hardware.autocast():
-        logits = network(x, structure)[:seeds]
+        logits = network(x, adjacency)[:seeds]
     F.cross_entropy(logits.float(), torch.zeros(seeds, dtype=torch.long)).backward()
     x.grad = None
 
@@ -165,9 +166,9 @@ def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
     with random_state_kept(hardware), torch.inference_mode(), hardware.autocast():
         network = build_gnn(cfg, dim, num_classes).eval()
         assert isinstance(network, LayeredGNN)
-        x, structure = torch.zeros(2, dim, dtype=hardware.dtype), Structure.of_block(_block_without_neighbours(2, 1))
+        x, block = torch.zeros(2, dim, dtype=hardware.dtype), BlockAdjacency.of(_block_without_neighbours(2, 1))
         for index in range(network.num_layers):
-            x = network.layer(index, x, structure)
+            x = network.layer(index, x, block)
             bytes_per_node.append(x.shape[1] * x.element_size())
     return bytes_per_node
 

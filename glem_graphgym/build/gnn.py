@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
-from glem_graphgym.data.sampling import Block
 from glem_graphgym.models.block import BlockAdjacency, seed_logits
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.gat import GAT
@@ -169,96 +167,33 @@ def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
 # ---- as the M-step calls them -------------------------------------------------------------------------------------
 
 
-class Structure:
-    """The graph in two forms: edge_index for GraphGym's layers, sparse CSR for ours.
-
-    Args:
-        edge_index: int64 (2, E), undirected edges twice; None = derived from ``adjacency`` on first access.
-        num_nodes: N.
-        adjacency: the same edges as CSR, if available; None = made from ``edge_index``.
-    """
-
-    def __init__(self, edge_index: Tensor | None, num_nodes: int, adjacency: Adjacency | None = None) -> None:
-        self._edge_index, self.num_nodes = edge_index, num_nodes
-        if adjacency is None:
-            assert edge_index is not None
-            adjacency = Adjacency.from_edge_index(edge_index, num_nodes)
-        self.adjacency = adjacency
-
-    @classmethod
-    def of_block(cls, block: Block) -> Structure:
-        """A sampled neighbourhood, for which our networks return logits of the seeds only, others of all its nodes."""
-        rowptr, col, degree = (torch.from_numpy(array) for array in (block.rowptr, block.col, block.degree))
-        adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist(), checked=True)
-        return cls(None, len(block.nodes), adjacency)
-
-    def csr(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row pointers (N+1,) and neighbours (E,), for a sampler."""
-        return self.adjacency.rowptr.cpu().numpy(), self.adjacency.col.cpu().numpy()
-
-    @property
-    def edge_index(self) -> Tensor:
-        """int64 (2, E), on the device of ``adjacency``; moved on access, as our own networks never read it."""
-        if self._edge_index is None:
-            self._edge_index = self.adjacency.edge_index()
-        self._edge_index = self._edge_index.to(self.device)
-        return self._edge_index
-
-    @property
-    def device(self) -> torch.device:
-        return self.adjacency.device
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Structure:
-        self.adjacency = self.adjacency.to(device, non_blocking)
-        return self
-
-    def pin_memory(self) -> Structure:
-        self.adjacency = self.adjacency.pin_memory()
-        return self
-
-
+@dataclass(frozen=True)
 class MmapGraph:
     """The graph as CSR arrays that may be memory-mapped, for work that reads it from disk.
 
-    It also has the attributes of a `Structure`, built on first access.
-
-    Args:
+    Attributes:
         rowptr: int64 (N+1,), of all N nodes.
         col: (E,), their neighbours.
         keep: bool (N,), mask: only edges between its nodes belong to the graph; None = all.
-        make: builds the same graph as a `Structure`; for the training view, on the kept nodes only.
+        adjacency: makes or returns the same graph in memory; for the training view, on the kept nodes only.
     """
 
-    def __init__(
-        self, rowptr: np.ndarray, col: np.ndarray, keep: np.ndarray | None, make: Callable[[], Structure]
-    ) -> None:
-        self.rowptr, self.col, self.keep, self._make = rowptr, col, keep, make
+    rowptr: np.ndarray
+    col: np.ndarray
+    keep: np.ndarray | None
+    adjacency: Callable[[], Adjacency]
 
-    @cached_property
-    def structure(self) -> Structure:
-        return self._make()
+    def gcn(self) -> SparseOperator:
+        return self.adjacency().gcn()
 
-    def csr(self) -> tuple[np.ndarray, np.ndarray]:
-        """See `Structure.csr`; only without ``keep``."""
-        assert self.keep is None, "neighbours are not sampled from a part of a stored graph"
-        return self.rowptr, self.col
-
-    @property
-    def adjacency(self) -> Adjacency:
-        return self.structure.adjacency
-
-    @property
-    def edge_index(self) -> Tensor:
-        return self.structure.edge_index
-
-
-def gcn_operator(structure: Structure | MmapGraph) -> SparseOperator:
-    """D~^-1/2 (A+I) D~^-1/2, the operator that propagates hop features (SIGN, GAMLP)."""
-    return structure.adjacency.gcn()
+    def to(self, device: torch.device) -> Adjacency:
+        return self.adjacency().to(device)
 
 
 class GNN(nn.Module):
-    """Any GraphGym network as the M-step calls it: (features, structure) -> logits.
+    """Any GraphGym network as the M-step calls it: (features, graph) -> logits.
+
+    For a sampled neighbourhood our networks return logits of the seeds only, others of all its nodes.
 
     Args:
         network: called with a batch, returns (logits, labels).
@@ -269,11 +204,11 @@ class GNN(nn.Module):
         super().__init__()
         self.network, self.cfg = network, cfg
 
-    def forward(self, x: Tensor, structure: Structure) -> Tensor:  # (N, D) -> (N, C)
+    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:  # (N, D) -> (N, C)
         # A new batch for every call: GraphGym's layers overwrite batch.x.
-        edges = None if isinstance(self.network, GraphNetwork) else structure.edge_index
-        batch = Data(x=x, edge_index=edges, num_nodes=structure.num_nodes)
-        batch.adjacency = structure.adjacency
+        edges = None if isinstance(self.network, GraphNetwork) else adjacency.edge_index()
+        batch = Data(x=x, edge_index=edges, num_nodes=adjacency.num_nodes)
+        batch.adjacency = adjacency
         with nullcontext() if self.cfg is None else as_global(self.cfg):
             logits, _ = self.network(batch)
         return logits
@@ -292,10 +227,8 @@ class LayeredGNN(GNN):
     def num_layers(self) -> int:
         return len(self._stack.layers)
 
-    def layer(self, index: int, x: Tensor, structure: Structure) -> Tensor:
+    def layer(self, index: int, x: Tensor, block: BlockAdjacency) -> Tensor:
         """Output (b, D') of layer ``index`` for the b seeds of a one-hop neighbourhood with inputs ``x`` (n, D)."""
-        block = structure.adjacency
-        assert isinstance(block, BlockAdjacency)
         (one_hop,) = block.layers()
         return self._stack.layer(index, x, one_hop)
 
@@ -324,7 +257,7 @@ def as_global(cfg: CfgNode) -> Iterator[None]:
 def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
     """The network that ``model.type`` names, with one logit per class (two for C = 2).
 
-    Its ``forward`` takes features and a `Structure`, or hop features if it `sees_hops`.
+    Its ``forward`` takes features and an `Adjacency`, or hop features if it `sees_hops`.
 
     Raises:
         ValueError: ``model.type``, or a layer that it asks for, is not registered.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from glem_graphgym.build.gnn import NETWORKS, Structure, build_gnn, gnn_optimizer, sees_hops
+from glem_graphgym.build.gnn import NETWORKS, build_gnn, gnn_optimizer, sees_hops
 from glem_graphgym.build.language_model import as_config_error, gnn_hardware, hardware_for, random_state_kept
 from glem_graphgym.build.memory_check import check_memory, stage_remedy
 from glem_graphgym.build.sizes import feature_width
@@ -20,6 +20,7 @@ from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.em.sampled_step import num_batches
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import naming_out_of_memory
+from glem_graphgym.models.propagation import Adjacency
 
 NODES = 8  # of the ring that the network is tried on
 # gnn.* that the learners read; `_RULES` and `OUR_RULES` refuse those that do not fit.
@@ -198,12 +199,12 @@ def _try_step(
 
 def _trial_inputs(
     cfg: CfgNode, width: int, label_width: int, hardware: Hardware
-) -> tuple[Tensor, Structure | Tensor | None]:
+) -> tuple[Tensor, Adjacency | Tensor | None]:
     """Inputs of the network's ``forward``: features and a ring, or hop features and label hops (or None)."""
     device = hardware.device
     if sees_hops(cfg):
         hops = torch.rand(cfg.gnn.hops + 1, NODES, width).to(device, hardware.dtype)
         return hops, torch.rand(1, NODES, label_width).to(device, hardware.dtype) if label_width else None
     ring = torch.stack([torch.arange(NODES), torch.arange(NODES).roll(1)])
-    structure = Structure(torch.cat([ring, ring.flip(0)], dim=1), NODES).to(device)
-    return torch.rand(NODES, width + label_width).to(device, hardware.dtype), structure
+    adjacency = Adjacency.from_edge_index(torch.cat([ring, ring.flip(0)], dim=1), NODES).to(device)
+    return torch.rand(NODES, width + label_width).to(device, hardware.dtype), adjacency

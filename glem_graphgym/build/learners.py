@@ -13,7 +13,7 @@ import torch
 from yacs.config import CfgNode
 
 from glem_graphgym.build.features import feature_builder
-from glem_graphgym.build.gnn import MmapGraph, Structure, build_gnn, gcn_operator, gnn_optimizer, sees_hops
+from glem_graphgym.build.gnn import MmapGraph, build_gnn, gnn_optimizer, sees_hops
 from glem_graphgym.build.language_model import (
     build_lm,
     encoder_config,
@@ -38,6 +38,7 @@ from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, Stored
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.correct_and_smooth import LAYERS, correct_and_smooth
 from glem_graphgym.models.joint import JointModel
+from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.text_encoder import load_text_encoder
 from glem_graphgym.out_of_core.hop_storage import HopStorage
 from glem_graphgym.out_of_core.layerwise import LayerwiseInference
@@ -111,7 +112,6 @@ def gnn_learner(
         settings,
         validation,
         hardware,
-        operator=gcn_operator,
         hops=g.hops,
         label_hops=g.label_hops,
         batch_size=g.batch_size,
@@ -129,18 +129,17 @@ def sampled_graph(
     fan_out = cfg.gnn.fan_out
     if not by_blocks:
         graphs = graph_views_of(cfg, graph)
-        neighbourhoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_out) if fan_out else None
+        neighbourhoods = Neighbourhoods(graphs, fan_out) if fan_out else None
         return graphs, neighbourhoods, None
     graphs = stored_graph_views_of(cfg, graph)
     layerwise = LayerwiseInference(
         graph.rowptr,
         graph.col,
-        Structure.of_block,
         budget=budget_bytes(cfg),
         working=Path(cfg.run_dir) / "working",
         hardware=hardware,
     )
-    return graphs, Neighbourhoods(graphs, MmapGraph.csr, Structure.of_block, fan_out), layerwise
+    return graphs, Neighbourhoods(graphs, fan_out), layerwise
 
 
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
@@ -208,10 +207,10 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
     propagations = (LAYERS, g.cs_correct_alpha), (LAYERS, g.cs_smooth_alpha)
 
     def smooth(logits: np.ndarray) -> np.ndarray:
-        predict_adjacency = graphs.predict.adjacency.to(device)
+        predict_adjacency = graphs.predict.to(device)
         smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, predict_adjacency, *propagations)
         if (observed_nodes := graphs.observed_nodes) is not None:
-            train_adjacency, gold_rows = graphs.train.adjacency.to(device), np.searchsorted(observed_nodes, gold.nodes)
+            train_adjacency, gold_rows = graphs.train.to(device), np.searchsorted(observed_nodes, gold.nodes)
             smoothed[observed_nodes] = correct_and_smooth(
                 logits[observed_nodes], gold_rows, gold.labels, train_adjacency, *propagations
             )
@@ -223,22 +222,24 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
 def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The training and prediction views of the graph under ``glem.setting`` (GLEM paper, inductive settings)."""
 
-    def view(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
-        edge_index = np.stack([row, col])[:: -1 if graph.directed else 1].astype(np.int64)
-        return Structure(torch.from_numpy(edge_index), num_nodes)
+    def ordered(adjacency: Adjacency) -> Adjacency:
+        """The same matrix with the order of edges of `TextGraph.edge_index`, which decides how gradients round."""
+        adjacency.by_source = not graph.directed
+        return adjacency
 
-    full = view(graph.rows(), graph.col, graph.num_nodes)
+    # Copied, because the arrays may be memory-mapped.
+    full = ordered(Adjacency(*(torch.from_numpy(np.array(array)) for array in (graph.rowptr, graph.col))))
     if cfg.glem.setting == "transductive":
         return GraphViews(full, full)
     is_test = np.zeros(graph.num_nodes, dtype=bool)
     is_test[graph.split["test"]] = True
     observed_nodes = np.flatnonzero(~is_test)
     new_index = np.cumsum(~is_test) - 1
-    row = graph.rows()
-    keep_edges = ~is_test[row] & ~is_test[graph.col]
-    row, col = row[keep_edges], graph.col[keep_edges]
-    train = view(new_index[row], new_index[col], len(observed_nodes))
-    predict = full if cfg.glem.setting == "inductive" else view(row, col, graph.num_nodes)
+    target, source = graph.rows(), graph.col
+    keep_edges = ~is_test[target] & ~is_test[source]
+    edges = torch.from_numpy(np.stack([source[keep_edges], target[keep_edges]]).astype(np.int64))
+    train = ordered(Adjacency.from_edge_index(torch.from_numpy(new_index)[edges], len(observed_nodes)))
+    predict = full if cfg.glem.setting == "inductive" else ordered(Adjacency.from_edge_index(edges, graph.num_nodes))
     return GraphViews(train, predict, observed_nodes)
 
 

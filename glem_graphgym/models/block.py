@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,12 @@ class BlockAdjacency(Adjacency):
         self._edges_within, self._loops_within = inner.tolist(), torch.searchsorted(loops, inner).tolist()
         self._loops = len(loops)
         self._pattern.is_reused = False
+
+    @classmethod
+    def of(cls, block: Any) -> BlockAdjacency:
+        """The edges of a `data.sampling.Block`, which are not checked again."""
+        rowptr, col, degree = (torch.from_numpy(array) for array in (block.rowptr, block.col, block.degree))
+        return cls(rowptr, col, degree, block.ends.tolist(), checked=True)
 
     @property
     def num_seeds(self) -> int:

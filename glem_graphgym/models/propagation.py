@@ -66,6 +66,7 @@ class Adjacency:
         checked: skip the validation of the arguments, which would synchronise with a GPU.
     """
 
+    by_source = False  # for symmetric matrices: whether `edge_index` is ordered by source
     _loops: int | None = None  # number of entries on the diagonal, if known without counting
 
     def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None, *, checked: bool = False) -> None:
@@ -145,8 +146,9 @@ class Adjacency:
         return pattern
 
     def edge_index(self) -> Tensor:
-        """PyG's edge index, int64 (2, nnz): sources, then targets; ordered by target."""
-        return torch.stack([self.col.long(), self._pattern.rows()])
+        """PyG's edge index, int64 (2, nnz): sources, then targets; ordered by target, or `by_source`."""
+        ends = [self.col.long(), self._pattern.rows()]
+        return torch.stack(ends[::-1] if self.by_source else ends)
 
     def with_self_loops(self) -> Adjacency:
         """A + I, in which self-loops of A are not doubled."""

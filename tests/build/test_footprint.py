@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch_geometric.graphgym.config import cfg
 
 from glem_graphgym.build.footprint import STEP, layer_outputs, neighbourhood_bytes, ring_like, scaled, whole_graph_bytes
-from glem_graphgym.build.gnn import Structure, build_gnn, gnn_optimizer
+from glem_graphgym.build.gnn import build_gnn, gnn_optimizer
 from glem_graphgym.build.learners import gnn_learner
 from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.data.synthetic import make_synthetic
@@ -19,6 +19,7 @@ from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.live_bytes import counted, foreseen
+from glem_graphgym.models.block import BlockAdjacency
 
 WIDTH = 128
 NETWORKS = [
@@ -78,10 +79,10 @@ def test_a_steps_neighbourhood_takes_what_was_foreseen(
         block = NeighbourSampler(large.rowptr, large.col, fan_out).sample(seeds, np.random.default_rng(0))
         gnn = build_gnn(cfg, width, large.num_classes)
         optimizer = gnn_optimizer(cfg)(gnn.parameters())[0]
-        x, structure = torch.zeros(len(block.nodes), width, dtype=dtype), Structure.of_block(block)
+        x, adjacency = torch.zeros(len(block.nodes), width, dtype=dtype), BlockAdjacency.of(block)
         for _ in range(2):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-                logits = gnn(x, structure)[: len(seeds)]
+                logits = gnn(x, adjacency)[: len(seeds)]
             F.cross_entropy(logits.float(), torch.zeros(len(seeds), dtype=torch.int64)).backward()
             del logits
             optimizer.step()

@@ -19,7 +19,7 @@ from glem_graphgym.em.m_step import GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.gamlp import GAMLP
-from glem_graphgym.models.propagation import Adjacency
+from glem_graphgym.models.propagation import Adjacency, SparseOperator
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.hop_storage import HopStorage, batch_bytes, hops_in_memory
 from glem_graphgym.out_of_core.propagation import MappedHops
@@ -44,7 +44,9 @@ class Graph:
     keep: np.ndarray | None = None
     renumbered: bool = False
 
-    @property
+    def gcn(self) -> SparseOperator:
+        return self.adjacency().gcn()
+
     def adjacency(self) -> Adjacency:
         if self.keep is None:
             return Adjacency(torch.from_numpy(self.rowptr), torch.from_numpy(self.col))
@@ -95,7 +97,6 @@ def learner_of(
         validation,
         Hardware(precision=precision),
         **{
-            "operator": lambda graph: graph.adjacency.gcn(),
             "hops": HOPS,
             "label_hops": LABEL_HOPS,
             "batch_size": 12,
