@@ -118,41 +118,30 @@ def sees_hops(cfg: CfgNode) -> bool:
 
 
 class GraphNetwork(nn.Module):
-    """One of our GNNs, ``net``, as a GraphGym network: called with a batch, returns (pred, true)."""
+    """One of our GNNs, ``net``, as a GraphGym network: called with a batch, returns (pred, true).
 
-    def __init__(self, net: nn.Module) -> None:
+    A network on hop features gets those of the batch, propagated ``hops`` times in every step, because GraphGym's own
+    training copies the graph for every step. Our train modes propagate once (`em.hop_step`).
+    """
+
+    def __init__(self, net: nn.Module, hops: int) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.hops = net, hops
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         adjacency = batch.adjacency if "adjacency" in batch else None
         if adjacency is None:
             adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
+        if isinstance(self.net, HopNetwork):
+            return read_out(self.net(propagate(adjacency.gcn(), batch.x, self.hops)), batch)
         if isinstance(adjacency, BlockAdjacency) and isinstance(self.net, LayerStack):
             return seed_logits(self.net, batch.x, adjacency), None
         return read_out(self.net(batch.x, adjacency), batch)
 
 
-class HopGraphNetwork(nn.Module):
-    """One of our networks on hop features as a GraphGym network: propagates the batch's features, then calls ``net``.
-
-    Our own train modes propagate once and train ``net`` on batches of nodes (`em.hop_step`). GraphGym's own training
-    copies the graph for every step, so here features are propagated (``hops`` times) in every step.
-    """
-
-    def __init__(self, net: HopNetwork, hops: int) -> None:
-        super().__init__()
-        self.net, self.hops = net, hops
-
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
-        return read_out(self.net(propagate(adjacency.gcn(), batch.x, self.hops)), batch)
-
-
 def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> nn.Module:
     """The network ``name`` of `NETWORKS` as a GraphGym network."""
-    net = NETWORKS[name].build(cfg, dim_in, dim_out)
-    return HopGraphNetwork(net, cfg.gnn.hops) if isinstance(net, HopNetwork) else GraphNetwork(net)
+    return GraphNetwork(NETWORKS[name].build(cfg, dim_in, dim_out), cfg.gnn.hops)
 
 
 def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -265,7 +254,7 @@ def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
     name = cfg.model.type
     if name in NETWORKS:
         network = graphgym_network(cfg, name, dim_in, num_classes)
-        if isinstance(network, HopGraphNetwork):
+        if sees_hops(cfg):
             return network.net
         return LayeredGNN(network) if has_layers(cfg) else GNN(network)
     try:
