@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -129,17 +130,18 @@ class GraphNetwork(nn.Module):
         self.net, self.hops = net, hops
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        adjacency = batch.adjacency if "adjacency" in batch else None
-        if adjacency is None:
-            adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
+        return read_out(self.logits(batch.x, Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)), batch)
+
+    def logits(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+        """Logits (N, C); on a sampled neighbourhood a layer stack returns those of the seeds only."""
         if isinstance(self.net, HopNetwork):
-            return read_out(self.net(propagate(adjacency.gcn(), batch.x, self.hops)), batch)
+            return self.net(propagate(adjacency.gcn(), x, self.hops))
         if isinstance(adjacency, BlockAdjacency) and isinstance(self.net, LayerStack):
-            return seed_logits(self.net, batch.x, adjacency), None
-        return read_out(self.net(batch.x, adjacency), batch)
+            return seed_logits(self.net, x, adjacency)
+        return self.net(x, adjacency)
 
 
-def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> nn.Module:
+def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> GraphNetwork:
     """The network ``name`` of `NETWORKS` as a GraphGym network."""
     return GraphNetwork(NETWORKS[name].build(cfg, dim_in, dim_out), cfg.gnn.hops)
 
@@ -158,48 +160,62 @@ def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
 
 @dataclass(frozen=True)
 class MmapGraph:
-    """The graph as CSR arrays that may be memory-mapped, for work that reads it from disk.
+    """The graph as CSR arrays that may be memory-mapped, for work that reads it from disk, or as an `Adjacency`.
 
     Attributes:
         rowptr: int64 (N+1,), of all N nodes.
         col: (E,), their neighbours.
         keep: bool (N,), mask: only edges between its nodes belong to the graph; None = all.
-        adjacency: makes or returns the same graph in memory; for the training view, on the kept nodes only.
+        renumbered: whether the `Adjacency` has the kept nodes only, as the training view.
+        directed: whether the edges are.
     """
 
     rowptr: np.ndarray
     col: np.ndarray
-    keep: np.ndarray | None
-    adjacency: Callable[[], Adjacency]
+    keep: np.ndarray | None = None
+    renumbered: bool = False
+    directed: bool = False
+
+    @cached_property
+    def adjacency(self) -> Adjacency:
+        """The graph in memory, with the order of edges of `TextGraph.edge_index`, which decides how gradients round."""
+        if self.keep is None:  # copied, because the arrays may be memory-mapped
+            adjacency = Adjacency(torch.from_numpy(np.array(self.rowptr)), torch.from_numpy(np.array(self.col)))
+        else:
+            target = np.repeat(np.arange(len(self.keep)), np.diff(self.rowptr))
+            kept = self.keep[target] & self.keep[self.col]
+            edges, num_nodes = np.stack([self.col[kept], target[kept]]).astype(np.int64), len(self.keep)
+            if self.renumbered:
+                edges, num_nodes = (np.cumsum(self.keep) - 1)[edges], int(self.keep.sum())
+            adjacency = Adjacency.from_edge_index(torch.from_numpy(edges), num_nodes)
+        adjacency.by_source = not self.directed
+        return adjacency
 
     def gcn(self) -> SparseOperator:
-        return self.adjacency().gcn()
+        return self.adjacency.gcn()
 
     def to(self, device: torch.device) -> Adjacency:
-        return self.adjacency().to(device)
+        return self.adjacency.to(device)
 
 
 class GNN(nn.Module):
     """Any GraphGym network as the M-step calls it: (features, graph) -> logits.
 
-    For a sampled neighbourhood our networks return logits of the seeds only, others of all its nodes.
-
     Args:
         network: called with a batch, returns (logits, labels).
-        cfg: settings that a foreign network reads from GraphGym's global configuration; None = it reads none there.
+        cfg: settings that a foreign network reads from GraphGym's global configuration.
     """
 
-    def __init__(self, network: nn.Module, cfg: CfgNode | None = None) -> None:
+    def __init__(self, network: nn.Module, cfg: CfgNode) -> None:
         super().__init__()
         self.network, self.cfg = network, cfg
 
     def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:  # (N, D) -> (N, C)
+        if isinstance(self.network, GraphNetwork):
+            return self.network.logits(x, adjacency)
         # A new batch for every call: GraphGym's layers overwrite batch.x.
-        edges = None if isinstance(self.network, GraphNetwork) else adjacency.edge_index()
-        batch = Data(x=x, edge_index=edges, num_nodes=adjacency.num_nodes)
-        batch.adjacency = adjacency
-        with nullcontext() if self.cfg is None else as_global(self.cfg):
-            logits, _ = self.network(batch)
+        with as_global(self.cfg):
+            logits, _ = self.network(Data(x=x, edge_index=adjacency.edge_index(), num_nodes=adjacency.num_nodes))
         return logits
 
 
@@ -256,7 +272,7 @@ def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
         network = graphgym_network(cfg, name, dim_in, num_classes)
         if sees_hops(cfg):
             return network.net
-        return LayeredGNN(network) if has_layers(cfg) else GNN(network)
+        return (LayeredGNN if has_layers(cfg) else GNN)(network, cfg)
     try:
         with as_global(cfg):
             return GNN(network_dict[name](dim_in, num_classes), cfg)

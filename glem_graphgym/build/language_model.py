@@ -24,7 +24,7 @@ from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.checks import ModelError
 from glem_graphgym.models.pretrained import BITS, prompt_of
-from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, load_text_encoder
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens per inference batch; on a CPU, what fits into its cache
 PADDING_LIMIT = 0.01  # warn if padding changes an embedding by a larger relative difference
@@ -183,29 +183,20 @@ class TextEmbeddings(nn.Module):
     Texts are encoded in micro-batches of ``lm.infer_tokens`` padded tokens. With gradients, if there are several, each
     is recomputed in the backward pass: a whole graph's texts need the memory of one, and about a third more time.
 
-    Args:
-        tokens: of the graph's texts.
-        encoder: token ids (B, L), attention mask (B, L) -> text embeddings (B, H).
-        budget: padded tokens per micro-batch.
+    The texts are those that ``dataset.*`` describes, in the cache that the loader has filled, for ``lm.model``.
     """
 
-    def __init__(self, tokens: TokenStore, encoder: TextEncoder, budget: int) -> None:
+    def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        self.tokens, self.encoder, self.budget = tokens, encoder, budget
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> TextEmbeddings:
-        """From the texts that ``dataset.*`` describes, in the cache that the loader has filled, and ``lm.model``."""
         if cfg.dataset.format != "TAG":
             raise ValueError(
                 f"dataset.format is '{cfg.dataset.format}', but a text encoder needs texts; expected 'TAG'"
             )
         hardware = hardware_for(cfg, "32")
         config = encoder_config(cfg, hardware)
-        tokens = open_tokens(cfg, load_text_graph_of(cfg))
-        encoder = load_text_encoder(config)
+        self.tokens, self.budget = open_tokens(cfg, load_text_graph_of(cfg)), infer_tokens(cfg, hardware)
+        self.encoder = load_text_encoder(config)
         readout_for(cfg).log(cfg.lm.model)
-        return cls(tokens, encoder, infer_tokens(cfg, hardware))
 
     def forward(self, nodes: Tensor) -> Tensor:
         texts = text_parts(self.tokens, nodes.cpu().numpy(), self.budget)

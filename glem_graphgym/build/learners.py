@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from yacs.config import CfgNode
 
 from glem_graphgym.build.features import feature_builder
@@ -38,7 +37,6 @@ from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, Stored
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.correct_and_smooth import LAYERS, correct_and_smooth
 from glem_graphgym.models.joint import JointModel
-from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.models.text_encoder import load_text_encoder
 from glem_graphgym.out_of_core.hop_storage import HopStorage
 from glem_graphgym.out_of_core.layerwise import LayerwiseInference
@@ -126,20 +124,13 @@ def sampled_graph(
     cfg: CfgNode, graph: TextGraph, hardware: Hardware, by_blocks: bool
 ) -> tuple[GraphViews, Neighbourhoods | None, LayerwiseInference | None]:
     """Views of the graph, the sampler if ``gnn.fan_out`` is set, and layer-wise inference if ``by_blocks``."""
-    fan_out = cfg.gnn.fan_out
-    if not by_blocks:
-        graphs = graph_views_of(cfg, graph)
-        neighbourhoods = Neighbourhoods(graphs, fan_out) if fan_out else None
-        return graphs, neighbourhoods, None
-    graphs = stored_graph_views_of(cfg, graph)
-    layerwise = LayerwiseInference(
-        graph.rowptr,
-        graph.col,
-        budget=budget_bytes(cfg),
-        working=Path(cfg.run_dir) / "working",
-        hardware=hardware,
-    )
-    return graphs, Neighbourhoods(graphs, fan_out), layerwise
+    graphs = stored_graph_views_of(cfg, graph) if by_blocks else graph_views_of(cfg, graph)
+    neighbourhoods = Neighbourhoods(graphs, cfg.gnn.fan_out) if cfg.gnn.fan_out else None
+    layerwise = None
+    if by_blocks:
+        budget, working = budget_bytes(cfg), Path(cfg.run_dir) / "working"
+        layerwise = LayerwiseInference(graph.rowptr, graph.col, budget=budget, working=working, hardware=hardware)
+    return graphs, neighbourhoods, layerwise
 
 
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
@@ -221,38 +212,16 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
 
 def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The training and prediction views of the graph under ``glem.setting`` (GLEM paper, inductive settings)."""
-
-    def ordered(adjacency: Adjacency) -> Adjacency:
-        """The same matrix with the order of edges of `TextGraph.edge_index`, which decides how gradients round."""
-        adjacency.by_source = not graph.directed
-        return adjacency
-
-    # Copied, because the arrays may be memory-mapped.
-    full = ordered(Adjacency(*(torch.from_numpy(np.array(array)) for array in (graph.rowptr, graph.col))))
-    if cfg.glem.setting == "transductive":
-        return GraphViews(full, full)
-    is_test = np.zeros(graph.num_nodes, dtype=bool)
-    is_test[graph.split["test"]] = True
-    observed_nodes = np.flatnonzero(~is_test)
-    new_index = np.cumsum(~is_test) - 1
-    target, source = graph.rows(), graph.col
-    keep_edges = ~is_test[target] & ~is_test[source]
-    edges = torch.from_numpy(np.stack([source[keep_edges], target[keep_edges]]).astype(np.int64))
-    train = ordered(Adjacency.from_edge_index(torch.from_numpy(new_index)[edges], len(observed_nodes)))
-    predict = full if cfg.glem.setting == "inductive" else ordered(Adjacency.from_edge_index(edges, graph.num_nodes))
-    return GraphViews(train, predict, observed_nodes)
+    views = stored_graph_views_of(cfg, graph)
+    return GraphViews(views.train.adjacency, views.predict.adjacency, views.observed_nodes)
 
 
 def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The views of `graph_views_of` as masks over the graph's own arrays, which may be memory-mapped."""
-    loaded_views = functools.cache(lambda: graph_views_of(cfg, graph))
-    observed_nodes = keep_nodes = None
-    if cfg.glem.setting != "transductive":
-        keep_nodes = np.ones(graph.num_nodes, dtype=bool)
-        keep_nodes[graph.split["test"]] = False
-        observed_nodes = np.flatnonzero(keep_nodes)
-    train = MmapGraph(graph.rowptr, graph.col, keep_nodes, lambda: loaded_views().train)
-    keep_to_predict = None if cfg.glem.setting == "inductive" else keep_nodes
-    return GraphViews(
-        train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: loaded_views().predict), observed_nodes
-    )
+    whole = MmapGraph(graph.rowptr, graph.col, directed=graph.directed)
+    if cfg.glem.setting == "transductive":
+        return GraphViews(whole, whole)
+    keep = np.ones(graph.num_nodes, dtype=bool)
+    keep[graph.split["test"]] = False
+    predict = whole if cfg.glem.setting == "inductive" else replace(whole, keep=keep)
+    return GraphViews(replace(whole, keep=keep, renumbered=True), predict, np.flatnonzero(keep))

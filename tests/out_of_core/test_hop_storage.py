@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from glem_graphgym.build.gnn import MmapGraph
 from glem_graphgym.data.csr import csr_from_edges
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.hop_step import HopLearner
@@ -19,7 +19,6 @@ from glem_graphgym.em.m_step import GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.gamlp import GAMLP
-from glem_graphgym.models.propagation import Adjacency, SparseOperator
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.hop_storage import HopStorage, batch_bytes, hops_in_memory
 from glem_graphgym.out_of_core.propagation import MappedHops
@@ -35,36 +34,13 @@ LABELS = RNG.integers(0, C, N)
 BUDGET = 24_000  # bytes: two blocks of features, one of labels
 
 
-@dataclass
-class Graph:
-    """A `MmapGraph` that can be had in memory too."""
-
-    rowptr: np.ndarray
-    col: np.ndarray
-    keep: np.ndarray | None = None
-    renumbered: bool = False
-
-    def gcn(self) -> SparseOperator:
-        return self.adjacency().gcn()
-
-    def adjacency(self) -> Adjacency:
-        if self.keep is None:
-            return Adjacency(torch.from_numpy(self.rowptr), torch.from_numpy(self.col))
-        row = np.repeat(np.arange(N), np.diff(self.rowptr))
-        kept = self.keep[row] & self.keep[self.col]
-        edges, count = np.stack([row[kept], self.col[kept]]).astype(np.int64), N
-        if self.renumbered:
-            edges, count = (np.cumsum(self.keep) - 1)[edges], int(self.keep.sum())
-        return Adjacency.from_edge_index(torch.from_numpy(edges), count)
-
-
 def graphs(setting: str = "transductive") -> GraphViews:
     if setting == "transductive":
-        return GraphViews(Graph(ROWPTR, COL), Graph(ROWPTR, COL))
+        return GraphViews(MmapGraph(ROWPTR, COL), MmapGraph(ROWPTR, COL))
     keep = np.ones(N, dtype=bool)
     keep[TEST] = False
-    predict = Graph(ROWPTR, COL) if setting == "inductive" else Graph(ROWPTR, COL, keep)
-    return GraphViews(Graph(ROWPTR, COL, keep, renumbered=True), predict, np.flatnonzero(keep))
+    predict = MmapGraph(ROWPTR, COL) if setting == "inductive" else MmapGraph(ROWPTR, COL, keep)
+    return GraphViews(MmapGraph(ROWPTR, COL, keep, renumbered=True), predict, np.flatnonzero(keep))
 
 
 def targets(pseudo: bool = True, seed: int = 5) -> StepTargets:

@@ -199,7 +199,7 @@ def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndar
         graphs = GraphViews(whole(), whole())
         hoods = Neighbourhoods(graphs, [2, 2, 2])
         return SampledLearner(seeded, graphs, *common, predicted, neighbourhoods=hoods, batch_size=9)
-    graph = MmapGraph(ROWPTR, COL, None, whole)
+    graph = MmapGraph(ROWPTR, COL)
     graphs = GraphViews(graph, graph)
     hoods = Neighbourhoods(graphs, [2, 2, 2])
     return StoredSampledLearner(
@@ -232,7 +232,7 @@ def test_a_stored_learner_trains_and_predicts_as_one_in_memory(
 
 
 def test_a_part_of_a_stored_graph_is_not_sampled_from() -> None:
-    graph = MmapGraph(ROWPTR, COL, np.ones(N, dtype=bool), whole)
+    graph = MmapGraph(ROWPTR, COL, np.ones(N, dtype=bool))
     with pytest.raises(AssertionError, match="a part of a stored graph"):
         Neighbourhoods(GraphViews(graph, graph), [2])
 
