@@ -89,15 +89,14 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int) -> bool:
 def unused_keys(cfg: CfgNode) -> list[str]:
     """Keys of ``gnn.*`` that differ from their default, but have no effect on a network of ours."""
     if cfg.model.type not in NETWORKS:
-        return []  # GraphGym's layers read the global configuration, where reads cannot be recorded
-    read_keys = set(KEYS_OF_TRAINING)
+        return []  # what layers of GraphGym read is not known
+    read_keys = {*NETWORKS[cfg.model.type].keys.values()}
+    if cfg.train.mode != "standard":
+        read_keys |= KEYS_OF_TRAINING
+        if sees_hops(cfg) or (cfg.gnn.fan_out and not is_joint(cfg)):
+            read_keys.add("batch_size")
     if sees_hops(cfg):
-        read_keys |= {"hops", "batch_size"} | ({"label_hops"} if cfg.glem.label_input else set())
-    elif cfg.gnn.fan_out and not is_joint(cfg):
-        read_keys |= {"batch_size"}
-    if cfg.train.mode == "standard":
-        read_keys -= {*KEYS_OF_TRAINING, "batch_size"}
-    read_keys |= {*NETWORKS[cfg.model.type].keys.values()}
+        read_keys |= {"hops", "label_hops"} if cfg.glem.label_input else {"hops"}
     defaults = {key.removeprefix("gnn."): value.default for key, value in all_keys().items() if key.startswith("gnn.")}
     defaults |= {"head": cfg.gnn.head, "layers_post_mp": 1}  # set by GraphGym itself
     return sorted(f"gnn.{name}" for name in defaults.keys() - read_keys if cfg.gnn[name] != defaults[name])

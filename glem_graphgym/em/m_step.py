@@ -176,7 +176,7 @@ class FullBatchTask(GNNTask):
 
     def train_graph_logits(self, x: Tensor) -> Tensor:
         """Logits (N, C) of input ``x`` (N, D) on the training graph; zeros for the nodes that it does not have."""
-        train, _, nodes = self._graphs
+        train, nodes = self._training_graph
         if nodes is None:
             return self.model(x, train)
         logits = self.model(x.index_select(0, nodes), train)
@@ -184,20 +184,18 @@ class FullBatchTask(GNNTask):
 
     def all_logits(self, x: Tensor) -> Tensor:
         """`train_graph_logits` (N, C), and for unobserved nodes logits on the graph for prediction."""
-        logits, (_, predict, nodes) = self.train_graph_logits(x), self._graphs
+        logits, (_, nodes) = self.train_graph_logits(x), self._training_graph
         if nodes is not None:
             unseen = torch.ones(len(x), dtype=torch.bool, device=x.device)
             unseen[nodes] = False
-            logits[unseen] = self.model(x, predict)[unseen]
+            logits[unseen] = self.model(x, self.learner.graphs.predict.to(x.device))[unseen]
         return logits
 
     @functools.cached_property
-    def _graphs(self) -> tuple[Any, Any, Tensor | None]:
-        """The learner's `GraphViews` on the training device: graphs for training and prediction, observed nodes."""
+    def _training_graph(self) -> tuple[Any, Tensor | None]:
+        """The graph for training and its nodes (see `GraphViews.observed_nodes`), on the training device."""
         graphs, device = self.learner.graphs, self.learner.hardware.device
-        train = graphs.train.to(device)
-        predict = train if graphs.predict is graphs.train else graphs.predict.to(device)
-        return train, predict, None if graphs.observed_nodes is None else sent(graphs.observed_nodes, device)
+        return graphs.train.to(device), None if graphs.observed_nodes is None else sent(graphs.observed_nodes, device)
 
 
 @dataclass(frozen=True)
