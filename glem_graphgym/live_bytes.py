@@ -34,10 +34,6 @@ class LiveBytes(TorchDispatchMode):
         self.marks: dict[str, int] = {}
         self._counted: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    @property
-    def peak(self) -> int:
-        return max(self.history, default=0)
-
     def mark(self, name: str) -> None:
         self.marks[name] = self.now
 

@@ -96,8 +96,7 @@ def run_experiment(args: argparse.Namespace) -> int:
 def dry_run(cfg: Any, experiment: Path, repeat: int, overwrite: bool) -> int:
     """Print what the run needs, without writing any of its files; returns exit status 1 if something does not fit."""
     from glem_graphgym.config import check_devices
-    from glem_graphgym.plan.needs import print_needs
-    from glem_graphgym.plan.preflight import examine
+    from glem_graphgym.plan.preflight import examine, print_needs
 
     check_devices(cfg, None)
     print("trying a part of every stage on this machine ...", flush=True)
@@ -150,7 +149,7 @@ def run_standard(cfg: Any, overwrite: int) -> None:
         logging.info(f"{run_dir} is finished; --overwrite trains it again")
         return
     unread = unread_keys(cfg) if cfg.dataset.format == "TAG" else []
-    if unread := [*unread, *unused_keys(cfg, joint=False)]:
+    if unread := [*unread, *unused_keys(cfg)]:
         logging.warning(f"train.mode standard does not read {', '.join(unread)}: set without effect")
     auto_select_device()
     memory, start = PeakMemory(hardware_for(cfg, "32").accelerator), time.perf_counter()

@@ -503,7 +503,7 @@ def test_encoders_of_today_have_the_network_and_the_em_of_the_published_run(lm: 
     same = {**REVGAT, **{key: value for key, value in EM_REVGAT.items() if not key.startswith("e_step.")}}
     assert {key: value_of(key) for key in same} == same
     cfg.lm.model = str(save_encoder(FAMILY_OF[lm], tmp_path))
-    config = encoder_config(cfg, Hardware(), cfg.lm.dropout, cfg.lm.attention_dropout)
+    config = encoder_config(cfg, Hardware())
     backbone = build_lm(config, 40, cfg.lm.head_dropout).encoder.backbone
     frozen = {str(parameter.dtype) for parameter in backbone.parameters() if not parameter.requires_grad}
     assert frozen == (set() if lm == "modernbert" else {"torch.bfloat16"})

@@ -5,7 +5,6 @@ Choices change results bit by bit, so a run keeps those that it began with (``ru
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import time
@@ -123,48 +122,37 @@ def faster_attention(heads: int, width: int, dtype: torch.dtype, dropout: float)
         width: of a head.
         dropout: of the attention weights in training, 0-1.
     """
-    shortest_lengths = [
-        _sdpa_from(training, heads, width, dtype, dropout if training else 0.0) for training in (True, False)
-    ]
-    return f"{CPU_ATTENTION}_{shortest_lengths[0]}_{shortest_lengths[1]}" if any(shortest_lengths) else CPU_ATTENTION
 
+    def attention(length: int, training: bool, sdpa_from: tuple[int, int]) -> Callable[[], None]:
+        """A function: attention on a batch of random texts and, in training, the gradient of its inputs."""
+        texts = max(1, TOKENS[training] // length)
+        mask = torch.zeros(texts, 1, length, length)
+        mask[::2, :, :, -1] = torch.finfo(torch.float32).min
+        inputs = torch.randn(3, texts, length, heads, width).to(dtype).requires_grad_(training)
+        module, share = nn.Identity().train(training), dropout if training else 0.0
 
-def _sdpa_from(training: bool, heads: int, width: int, dtype: torch.dtype, dropout: float) -> int:
-    """The shortest of `LENGTHS` such that sdpa is faster there and at all longer ones; 0 if there is none."""
-    shortest = 0
-    for length in reversed(LENGTHS):
-        attend = functools.partial(_attend_once, length, training, heads, width, dtype, dropout)
-        seconds = _fastest_seconds({"ours": attend((0, 0)), "sdpa": attend((1, 1))})
-        if seconds["sdpa"] * GAIN > seconds["ours"]:
-            break
-        shortest = length
-    return shortest
+        def run() -> None:
+            with torch.set_grad_enabled(training):
+                query, key, value = inputs.transpose(2, 3).unbind()
+                out, _ = cpu_attention(module, query, key, value, mask, dropout=share, sdpa_from=sdpa_from)
+                if training:
+                    out.sum().backward()
 
+        return run
 
-def _attend_once(
-    length: int,
-    training: bool,
-    heads: int,
-    width: int,
-    dtype: torch.dtype,
-    dropout: float,
-    sdpa_from: tuple[int, int],
-) -> Callable[[], None]:
-    """A function that computes attention on a batch of random texts and, in training, the gradient of its inputs."""
-    texts = max(1, TOKENS[training] // length)
-    mask = torch.zeros(texts, 1, length, length)
-    mask[::2, :, :, -1] = torch.finfo(torch.float32).min
-    inputs = torch.randn(3, texts, length, heads, width).to(dtype).requires_grad_(training)
-    module = nn.Identity().train(training)
+    def shortest_of(training: bool) -> int:
+        """The shortest of `LENGTHS` such that sdpa is faster there and at all longer ones; 0 if there is none."""
+        shortest = 0
+        for length in reversed(LENGTHS):
+            candidates = {"ours": (0, 0), "sdpa": (1, 1)}
+            seconds = _fastest_seconds({name: attention(length, training, s) for name, s in candidates.items()})
+            if seconds["sdpa"] * GAIN > seconds["ours"]:
+                break
+            shortest = length
+        return shortest
 
-    def run() -> None:
-        with torch.set_grad_enabled(training):
-            query, key, value = inputs.transpose(2, 3).unbind()
-            out, _ = cpu_attention(module, query, key, value, mask, dropout=dropout, sdpa_from=sdpa_from)
-            if training:
-                out.sum().backward()
-
-    return run
+    training, inference = shortest_of(True), shortest_of(False)
+    return f"{CPU_ATTENTION}_{training}_{inference}" if training or inference else CPU_ATTENTION
 
 
 def _fastest_seconds(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:

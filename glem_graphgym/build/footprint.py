@@ -5,13 +5,15 @@ This works for any registered network. The size of hop features themselves is co
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
-from glem_graphgym.build.gnn import LayeredGNN, Structure, build_gnn, gnn_optimizer
+from glem_graphgym.build.gnn import LayeredGNN, build_gnn, gnn_optimizer
 from glem_graphgym.build.language_model import gnn_hardware, hardware_for, random_state_kept
 from glem_graphgym.build.learners import gnn_learner
 from glem_graphgym.build.sizes import is_joint
@@ -22,6 +24,7 @@ from glem_graphgym.em.joint_step import VALIDATED_AT_ONCE
 from glem_graphgym.em.pseudo_labels import Gold, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.live_bytes import LiveBytes, counted, foreseen
+from glem_graphgym.models.block import BlockAdjacency
 
 STEP = "a step's neighbourhood"
 FEWEST_NODES = 96  # at least, in the smaller of the two measured graphs
@@ -104,16 +107,12 @@ def _sampled_bytes(cfg: CfgNode, graph: TextGraph, width: int, seeds: np.ndarray
         with counted() as live:
             network = build_gnn(cfg, dim, classes).train(trains)
             x = torch.zeros(len(block.nodes), dim, dtype=dtype, requires_grad=joint and trains)
-            structure = Structure.of_block(block)
+            adjacency = BlockAdjacency.of(block)
             if not trains:
                 with torch.inference_mode(), hardware.autocast():
-                    network(x, structure)
+                    network(x, adjacency)
                 return live
-            optimizer = gnn_optimizer(cfg)(network.parameters())[0]
-            for _ in range(2):
-                _forward_backward(network, x, structure, block.num_seeds, hardware)
-                optimizer.step()
-                optimizer.zero_grad()
+            _train(cfg, network, (x, adjacency), block.num_seeds, hardware)
         return live
 
     large = min(1.0, BLOCK_NODES / len(sampled.nodes))
@@ -136,25 +135,24 @@ def hop_step_bytes(cfg: CfgNode, num_classes: int, width: int, nodes: int) -> in
             network = build_gnn(cfg, width, num_classes).train()
             hops = torch.zeros(cfg.gnn.hops + 1, size, width, dtype=hardware.dtype)
             labels = torch.zeros(1, size, num_classes, dtype=hardware.dtype) if cfg.glem.label_input else None
-            optimizer = gnn_optimizer(cfg)(network.parameters())[0]
-            for _ in range(2):  # the second step includes the optimizer's state
-                with hardware.autocast():
-                    logits = network(hops, labels)
-                F.cross_entropy(logits.float(), torch.zeros(size, dtype=torch.long)).backward()
-                del logits
-                optimizer.step()
-                optimizer.zero_grad()
+            _train(cfg, network, (hops, labels), size, hardware)
         return live
 
     with random_state_kept(hardware):
         return foreseen(measure, HOP_NODES / 2, HOP_NODES, nodes)[0]
 
 
-def _forward_backward(network: nn.Module, x: Tensor, structure: Structure, seeds: int, hardware: Hardware) -> None:
-    with hardware.autocast():
-        logits = network(x, structure)[:seeds]
-    F.cross_entropy(logits.float(), torch.zeros(seeds, dtype=torch.long)).backward()
-    x.grad = None
+def _train(cfg: CfgNode, network: nn.Module, inputs: tuple[Any, ...], rows: int, hardware: Hardware) -> None:
+    """Two training steps on the first ``rows`` logits of a batch; the second one includes the optimizer's state."""
+    optimizer = gnn_optimizer(cfg)(network.parameters())[0]
+    for _ in range(2):
+        with hardware.autocast():
+            logits = network(*inputs)[:rows]
+        F.cross_entropy(logits.float(), torch.zeros(rows, dtype=torch.long)).backward()
+        del logits
+        inputs[0].grad = None
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
@@ -165,9 +163,9 @@ def layer_outputs(cfg: CfgNode, num_classes: int, width: int) -> list[int]:
     with random_state_kept(hardware), torch.inference_mode(), hardware.autocast():
         network = build_gnn(cfg, dim, num_classes).eval()
         assert isinstance(network, LayeredGNN)
-        x, structure = torch.zeros(2, dim, dtype=hardware.dtype), Structure.of_block(_block_without_neighbours(2, 1))
+        x, block = torch.zeros(2, dim, dtype=hardware.dtype), BlockAdjacency.of(_block_without_neighbours(2, 1))
         for index in range(network.num_layers):
-            x = network.layer(index, x, structure)
+            x = network.layer(index, x, block)
             bytes_per_node.append(x.shape[1] * x.element_size())
     return bytes_per_node
 

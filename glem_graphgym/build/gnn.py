@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,6 @@ from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 from torch_geometric.graphgym.register import network_dict
 from yacs.config import CfgNode
 
-from glem_graphgym.data.sampling import Block
 from glem_graphgym.models.block import BlockAdjacency, seed_logits
 from glem_graphgym.models.gamlp import GAMLP
 from glem_graphgym.models.gat import GAT
@@ -36,151 +35,115 @@ from glem_graphgym.models.sign import SIGN
 
 @dataclass(frozen=True)
 class Network:
-    """An entry of `NETWORKS`: how to build the network of a ``model.type``, and its kind."""
+    """An entry of `NETWORKS`: how to make the network of a ``model.type``, and its kind.
 
-    make: Callable[[CfgNode, int, int], nn.Module]  # (cfg, width of the node features F, classes C) -> plain module
-    sees_hops: bool = False  # input: hop features (K + 1, N, F) instead of features (N, F) and the graph
-    is_layered: bool = False  # a `LayerStack`, which can predict layer by layer
+    Attributes:
+        make: called with ``dim_in`` (F), ``dim_out`` (C) and the arguments of ``keys``.
+        keys: argument of ``make`` -> key of ``gnn.*`` that it is taken from.
+        takes_labels: ``make`` has an argument ``label_hops``: 1 adds a network on the last label hop, 0 none.
+        least_layers: lower bound of ``gnn.layers_mp``.
+    """
 
+    make: type[nn.Module]
+    keys: Mapping[str, str]
+    takes_labels: bool = False
+    least_layers: int = 1
 
-def _layer_stack(make: Callable[..., LayerStack], *keys: str, **renamed: str) -> Network:
-    """A layer stack with the settings of all stacks, and the ``gnn.*`` of ``keys`` and ``renamed`` (argument=key)."""
-
-    def build(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-        same_named = ("residual", "linear_skip", "readout", *keys)
-        arguments = {**dict(zip(same_named, same_named, strict=True)), "pre_layers": "layers_pre_mp", **renamed}
-        settings = {argument: cfg.gnn[key] for argument, key in arguments.items()}
-        return make(dim_in, cfg.gnn.dim_inner, dim_out, num_layers(cfg), **_common_settings(cfg), **settings)
-
-    return Network(build, is_layered=True)
-
-
-def _common_settings(cfg: CfgNode) -> dict[str, Any]:
-    return {name: cfg.gnn[name] for name in ("dropout", "norm", "input_dropout")}
-
-
-def num_layers(cfg: CfgNode, least: int = 1) -> int:
-    """``gnn.layers_mp``; ValueError if it is below ``least``, which ``model.type`` needs."""
-    if cfg.gnn.layers_mp < least:
-        raise ValueError(f"gnn.layers_mp is {cfg.gnn.layers_mp}, model.type {cfg.model.type} needs at least {least}")
-    return int(cfg.gnn.layers_mp)
-
-
-def _revgat(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g = cfg.gnn
-    if g.dim_inner % g.rev_groups:
-        raise ValueError(
-            f"gnn.dim_inner is {g.dim_inner}, expected a multiple of gnn.rev_groups, {g.rev_groups} ({cfg.model.type})"
-        )
-    return RevGAT(
-        dim_in,
-        g.dim_inner,
-        dim_out,
-        num_layers(cfg, least=2),
-        heads=g.att_heads,
-        group=g.rev_groups,
-        edge_drop=g.edge_drop,
-        attention_dropout=g.attention_dropout,
-        symmetric_norm=g.symmetric_norm,
-        input_norm=g.input_norm == "batch",
-        **_common_settings(cfg),
-    )
+    def build(self, cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
+        """The plain module; ValueError if ``gnn.*`` rules it out."""
+        g, name = cfg.gnn, cfg.model.type
+        if g.layers_mp < self.least_layers:
+            raise ValueError(f"gnn.layers_mp is {g.layers_mp}, model.type {name} needs at least {self.least_layers}")
+        if "rev_groups" in self.keys.values() and g.dim_inner % g.rev_groups:
+            raise ValueError(
+                f"gnn.dim_inner is {g.dim_inner}, expected a multiple of gnn.rev_groups, {g.rev_groups} ({name})"
+            )
+        arguments = {argument: g[key] for argument, key in self.keys.items()}
+        if "input_norm" in arguments:
+            arguments["input_norm"] = g.input_norm == "batch"
+        if self.takes_labels:
+            arguments["label_hops"] = int(cfg.glem.label_input and cfg.train.mode != "standard")
+        return self.make(dim_in=dim_in, dim_out=dim_out, **arguments)
 
 
-def _sign(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g = cfg.gnn
-    return SIGN(dim_in, g.dim_inner, dim_out, g.hops, num_layers(cfg), g.dropout, g.input_dropout)
+def _keys(same_named: str, **renamed: str) -> dict[str, str]:
+    """Argument -> key of ``gnn.*``; the arguments of ``same_named``, a list with blanks, are called as their keys."""
+    return {"dim_hidden": "dim_inner", **{name: name for name in same_named.split()}, **renamed}
 
 
-def _sagn(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g, attention = cfg.gnn, _attention_over_hops(cfg)
-    return SAGN(dim_in, g.dim_inner, dim_out, g.hops, num_layers(cfg), heads=g.att_heads, **attention)
+def _layer_stack(make: type[LayerStack], same_named: str = "", **renamed: str) -> Network:
+    common = f"dropout norm input_dropout residual linear_skip readout {same_named}"
+    return Network(make, _keys(common, num_layers="layers_mp", pre_layers="layers_pre_mp", **renamed))
 
 
-def _gamlp(cfg: CfgNode, dim_in: int, dim_out: int) -> nn.Module:
-    g = cfg.gnn
-    return GAMLP(
-        dim_in,
-        g.dim_inner,
-        dim_out,
-        g.hops,
-        residual=g.residual,
-        output_layers=num_layers(cfg),
-        activation=g.hop_activation,
-        input_norm=g.input_norm == "batch",
-        **_attention_over_hops(cfg),
-    )
-
-
-def _attention_over_hops(cfg: CfgNode) -> dict[str, Any]:
-    """Settings that SAGN and GAMLP share: dropouts, and whether they have a network on the last label hop."""
-    dropouts = {name: cfg.gnn[name] for name in ("dropout", "input_dropout", "attention_dropout", "label_dropout")}
-    return {**dropouts, "label_hops": int(cfg.glem.label_input and cfg.train.mode != "standard")}
-
-
-# model.type -> network. A new network of ours is a module in `models/` and one line here.
+_ON_HOPS = "hops dropout input_dropout"
+_ATTENDING = f"{_ON_HOPS} attention_dropout label_dropout"
+# model.type -> network. A new network of ours is a module in `models/` and one entry here.
 NETWORKS: dict[str, Network] = {
     "glem_mlp": _layer_stack(MLP),
     "glem_sage": _layer_stack(SAGE, "self_loops"),
     "glem_gcn": _layer_stack(GCN, "hidden_bias"),
     "glem_gat": _layer_stack(GAT, "attention_dropout", heads="att_heads"),
-    "glem_revgat": Network(_revgat),
-    "glem_sgc": Network(lambda cfg, dim_in, dim_out: SGC(dim_in, dim_out), sees_hops=True),
-    "glem_sign": Network(_sign, sees_hops=True),
-    "glem_sagn": Network(_sagn, sees_hops=True),
-    "glem_gamlp": Network(_gamlp, sees_hops=True),
+    "glem_revgat": Network(
+        RevGAT,
+        _keys(
+            "dropout norm input_dropout edge_drop attention_dropout symmetric_norm input_norm",
+            num_layers="layers_mp",
+            heads="att_heads",
+            group="rev_groups",
+        ),
+        least_layers=2,
+    ),
+    "glem_sgc": Network(SGC, {}, least_layers=0),
+    "glem_sign": Network(SIGN, _keys(_ON_HOPS, num_layers="layers_mp")),
+    "glem_sagn": Network(SAGN, _keys(_ATTENDING, num_layers="layers_mp", heads="att_heads"), takes_labels=True),
+    "glem_gamlp": Network(
+        GAMLP,
+        _keys(f"{_ATTENDING} residual input_norm", output_layers="layers_mp", activation="hop_activation"),
+        takes_labels=True,
+    ),
 }
 
 
 def has_layers(cfg: CfgNode) -> bool:
     """Whether ``model.type`` names one of our layer stacks, which `build_gnn` wraps in a `LayeredGNN`."""
-    return cfg.model.type in NETWORKS and NETWORKS[cfg.model.type].is_layered
+    return cfg.model.type in NETWORKS and issubclass(NETWORKS[cfg.model.type].make, LayerStack)
 
 
 def sees_hops(cfg: CfgNode) -> bool:
-    """Whether ``model.type`` names a network on hop features."""
-    return cfg.model.type in NETWORKS and NETWORKS[cfg.model.type].sees_hops
+    """Whether ``model.type`` names a network on hop features (K + 1, N, F), not on features (N, F) and the graph."""
+    return cfg.model.type in NETWORKS and issubclass(NETWORKS[cfg.model.type].make, HopNetwork)
 
 
 # ---- as GraphGym calls them ---------------------------------------------------------------------------------------
 
 
 class GraphNetwork(nn.Module):
-    """One of our GNNs, ``net``, as a GraphGym network: called with a batch, returns (pred, true)."""
+    """One of our GNNs, ``net``, as a GraphGym network: called with a batch, returns (pred, true).
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        adjacency = batch.adjacency if "adjacency" in batch else None
-        if adjacency is None:
-            adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
-        if isinstance(adjacency, BlockAdjacency) and isinstance(self.net, LayerStack):
-            return seed_logits(self.net, batch.x, adjacency), None
-        return read_out(self.net(batch.x, adjacency), batch)
-
-
-class HopGraphNetwork(nn.Module):
-    """One of our networks on hop features as a GraphGym network: propagates the batch's features, then calls ``net``.
-
-    Our own train modes propagate once and train ``net`` on batches of nodes (`em.hop_step`). GraphGym's own training
-    copies the graph for every step, so here features are propagated (``hops`` times) in every step.
+    A network on hop features gets those of the batch, propagated ``hops`` times in every step, because GraphGym's own
+    training copies the graph for every step. Our train modes propagate once (`em.hop_step`).
     """
 
-    def __init__(self, net: HopNetwork, hops: int) -> None:
+    def __init__(self, net: nn.Module, hops: int) -> None:
         super().__init__()
         self.net, self.hops = net, hops
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        adjacency = Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)
-        return read_out(self.net(propagate(adjacency.gcn(), batch.x, self.hops)), batch)
+        return read_out(self.logits(batch.x, Adjacency.from_edge_index(batch.edge_index, batch.num_nodes)), batch)
+
+    def logits(self, x: Tensor, adjacency: Adjacency) -> Tensor:
+        """Logits (N, C); on a sampled neighbourhood a layer stack returns those of the seeds only."""
+        if isinstance(self.net, HopNetwork):
+            return self.net(propagate(adjacency.gcn(), x, self.hops))
+        if isinstance(adjacency, BlockAdjacency) and isinstance(self.net, LayerStack):
+            return seed_logits(self.net, x, adjacency)
+        return self.net(x, adjacency)
 
 
-def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> nn.Module:
+def graphgym_network(cfg: CfgNode, name: str, dim_in: int, dim_out: int) -> GraphNetwork:
     """The network ``name`` of `NETWORKS` as a GraphGym network."""
-    net = NETWORKS[name].make(cfg, dim_in, dim_out)
-    return HopGraphNetwork(net, cfg.gnn.hops) if isinstance(net, HopNetwork) else GraphNetwork(net)
+    return GraphNetwork(NETWORKS[name].build(cfg, dim_in, dim_out), cfg.gnn.hops)
 
 
 def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -195,113 +158,64 @@ def read_out(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
 # ---- as the M-step calls them -------------------------------------------------------------------------------------
 
 
-class Structure:
-    """The graph in two forms: edge_index for GraphGym's layers, sparse CSR for ours.
-
-    Args:
-        edge_index: int64 (2, E), undirected edges twice; None = derived from ``adjacency`` on first access.
-        num_nodes: N.
-        adjacency: the same edges as CSR, if available; None = made from ``edge_index``.
-    """
-
-    def __init__(self, edge_index: Tensor | None, num_nodes: int, adjacency: Adjacency | None = None) -> None:
-        self._edge_index, self.num_nodes = edge_index, num_nodes
-        if adjacency is None:
-            assert edge_index is not None
-            adjacency = Adjacency.from_edge_index(edge_index, num_nodes)
-        self.adjacency = adjacency
-
-    @classmethod
-    def of_block(cls, block: Block) -> Structure:
-        """A sampled neighbourhood, for which our networks return logits of the seeds only, others of all its nodes."""
-        rowptr, col, degree = (torch.from_numpy(array) for array in (block.rowptr, block.col, block.degree))
-        adjacency = BlockAdjacency(rowptr, col, degree, block.ends.tolist())
-        return cls(None, len(block.nodes), adjacency)
-
-    def csr(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row pointers (N+1,) and neighbours (E,), for a sampler."""
-        return self.adjacency.rowptr.cpu().numpy(), self.adjacency.col.cpu().numpy()
-
-    @property
-    def edge_index(self) -> Tensor:
-        """int64 (2, E), on the device of ``adjacency``; moved on access, as our own networks never read it."""
-        if self._edge_index is None:
-            self._edge_index = self.adjacency.edge_index()
-        self._edge_index = self._edge_index.to(self.device)
-        return self._edge_index
-
-    @property
-    def device(self) -> torch.device:
-        return self.adjacency.device
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Structure:
-        self.adjacency = self.adjacency.to(device, non_blocking)
-        return self
-
-    def pin_memory(self) -> Structure:
-        self.adjacency = self.adjacency.pin_memory()
-        return self
-
-
+@dataclass(frozen=True)
 class MmapGraph:
-    """The graph as CSR arrays that may be memory-mapped, for work that reads it from disk.
+    """The graph as CSR arrays that may be memory-mapped, for work that reads it from disk, or as an `Adjacency`.
 
-    It also has the attributes of a `Structure`, built on first access.
-
-    Args:
+    Attributes:
         rowptr: int64 (N+1,), of all N nodes.
         col: (E,), their neighbours.
         keep: bool (N,), mask: only edges between its nodes belong to the graph; None = all.
-        make: builds the same graph as a `Structure`; for the training view, on the kept nodes only.
+        renumbered: whether the `Adjacency` has the kept nodes only, as the training view.
+        directed: whether the edges are.
     """
 
-    def __init__(
-        self, rowptr: np.ndarray, col: np.ndarray, keep: np.ndarray | None, make: Callable[[], Structure]
-    ) -> None:
-        self.rowptr, self.col, self.keep, self._make = rowptr, col, keep, make
+    rowptr: np.ndarray
+    col: np.ndarray
+    keep: np.ndarray | None = None
+    renumbered: bool = False
+    directed: bool = False
 
     @cached_property
-    def structure(self) -> Structure:
-        return self._make()
-
-    def csr(self) -> tuple[np.ndarray, np.ndarray]:
-        """See `Structure.csr`; only without ``keep``."""
-        assert self.keep is None, "neighbours are not sampled from a part of a stored graph"
-        return self.rowptr, self.col
-
-    @property
     def adjacency(self) -> Adjacency:
-        return self.structure.adjacency
+        """The graph in memory, with the order of edges of `TextGraph.edge_index`, which decides how gradients round."""
+        if self.keep is None:  # copied, because the arrays may be memory-mapped
+            adjacency = Adjacency(torch.from_numpy(np.array(self.rowptr)), torch.from_numpy(np.array(self.col)))
+        else:
+            target = np.repeat(np.arange(len(self.keep)), np.diff(self.rowptr))
+            kept = self.keep[target] & self.keep[self.col]
+            edges, num_nodes = np.stack([self.col[kept], target[kept]]).astype(np.int64), len(self.keep)
+            if self.renumbered:
+                edges, num_nodes = (np.cumsum(self.keep) - 1)[edges], int(self.keep.sum())
+            adjacency = Adjacency.from_edge_index(torch.from_numpy(edges), num_nodes)
+        adjacency.by_source = not self.directed
+        return adjacency
 
-    @property
-    def edge_index(self) -> Tensor:
-        return self.structure.edge_index
+    def gcn(self) -> SparseOperator:
+        return self.adjacency.gcn()
 
-
-def gcn_operator(structure: Structure | MmapGraph) -> SparseOperator:
-    """D~^-1/2 (A+I) D~^-1/2, the operator that propagates hop features (SIGN, GAMLP)."""
-    return structure.adjacency.gcn()
+    def to(self, device: torch.device) -> Adjacency:
+        return self.adjacency.to(device)
 
 
 class GNN(nn.Module):
-    """Any GraphGym network as the M-step calls it: (features, structure) -> logits.
+    """Any GraphGym network as the M-step calls it: (features, graph) -> logits.
 
     Args:
         network: called with a batch, returns (logits, labels).
-        cfg: settings that a foreign network reads from GraphGym's global configuration; None = it reads none there.
+        cfg: settings that a foreign network reads from GraphGym's global configuration.
     """
 
-    def __init__(self, network: nn.Module, cfg: CfgNode | None = None) -> None:
+    def __init__(self, network: nn.Module, cfg: CfgNode) -> None:
         super().__init__()
         self.network, self.cfg = network, cfg
 
-    def forward(self, x: Tensor, structure: Structure) -> Tensor:  # (N, D) -> (N, C)
+    def forward(self, x: Tensor, adjacency: Adjacency) -> Tensor:  # (N, D) -> (N, C)
+        if isinstance(self.network, GraphNetwork):
+            return self.network.logits(x, adjacency)
         # A new batch for every call: GraphGym's layers overwrite batch.x.
-        edges = None if isinstance(self.network, GraphNetwork) else structure.edge_index
-        batch = Data(x=x, edge_index=edges, num_nodes=structure.num_nodes)
-        batch.adjacency = structure.adjacency
-        with nullcontext() if self.cfg is None else as_global(self.cfg):
-            logits, _ = self.network(batch)
+        with as_global(self.cfg):
+            logits, _ = self.network(Data(x=x, edge_index=adjacency.edge_index(), num_nodes=adjacency.num_nodes))
         return logits
 
 
@@ -318,10 +232,8 @@ class LayeredGNN(GNN):
     def num_layers(self) -> int:
         return len(self._stack.layers)
 
-    def layer(self, index: int, x: Tensor, structure: Structure) -> Tensor:
+    def layer(self, index: int, x: Tensor, block: BlockAdjacency) -> Tensor:
         """Output (b, D') of layer ``index`` for the b seeds of a one-hop neighbourhood with inputs ``x`` (n, D)."""
-        block = structure.adjacency
-        assert isinstance(block, BlockAdjacency)
         (one_hop,) = block.layers()
         return self._stack.layer(index, x, one_hop)
 
@@ -350,7 +262,7 @@ def as_global(cfg: CfgNode) -> Iterator[None]:
 def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
     """The network that ``model.type`` names, with one logit per class (two for C = 2).
 
-    Its ``forward`` takes features and a `Structure`, or hop features if it `sees_hops`.
+    Its ``forward`` takes features and an `Adjacency`, or hop features if it `sees_hops`.
 
     Raises:
         ValueError: ``model.type``, or a layer that it asks for, is not registered.
@@ -358,9 +270,9 @@ def build_gnn(cfg: CfgNode, dim_in: int, num_classes: int) -> nn.Module:
     name = cfg.model.type
     if name in NETWORKS:
         network = graphgym_network(cfg, name, dim_in, num_classes)
-        if isinstance(network, HopGraphNetwork):
+        if sees_hops(cfg):
             return network.net
-        return LayeredGNN(network) if has_layers(cfg) else GNN(network)
+        return (LayeredGNN if has_layers(cfg) else GNN)(network, cfg)
     try:
         with as_global(cfg):
             return GNN(network_dict[name](dim_in, num_classes), cfg)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from glem_graphgym.build.gnn import NETWORKS, Structure, build_gnn, gnn_optimizer, sees_hops
+from glem_graphgym.build.gnn import NETWORKS, build_gnn, gnn_optimizer, sees_hops
 from glem_graphgym.build.language_model import as_config_error, gnn_hardware, hardware_for, random_state_kept
 from glem_graphgym.build.memory_check import check_memory, stage_remedy
-from glem_graphgym.build.sizes import feature_width
+from glem_graphgym.build.sizes import feature_width, is_joint
 from glem_graphgym.config import ConfigError, all_keys, check_rules
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.em.m_step import GNNSettings
@@ -21,6 +21,7 @@ from glem_graphgym.em.pseudo_labels import num_confident, num_drawn
 from glem_graphgym.em.sampled_step import num_batches
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import naming_out_of_memory
+from glem_graphgym.models.propagation import Adjacency
 
 NODES = 8  # of the ring that the network is tried on
 # gnn.* that the learners read; `_RULES` and `OUR_RULES` refuse those that do not fit.
@@ -61,14 +62,13 @@ def _trains_in_batches(cfg: CfgNode) -> bool:
     return bool(sees_hops(cfg) or cfg.gnn.fan_out)
 
 
-def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> bool:
+def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int) -> bool:
     """Check, before any long work, that the GNN can run: its settings, the network itself, and memory.
 
     Called by runs and by dry runs.
 
     Args:
         candidates: number of nodes that may get pseudo-labels.
-        joint: whether the GNN is trained together with the LM.
 
     Returns:
         See `check_memory`.
@@ -77,46 +77,35 @@ def check_gnn(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> b
         ValueError: names the keys, or ``model.type``.
     """
     check_rules(cfg, _RULES)
-    if joint:
+    if is_joint(cfg):
         _check_micro_batches(cfg, len(graph.split["train"]))
-    if unused := unused_keys(cfg, joint):
+    if unused := unused_keys(cfg):
         log.warning("model.type %s does not use %s: set without effect", cfg.model.type, ", ".join(unused))
-    smallest_batch = _smallest_batch(cfg, graph, candidates, joint)
-    check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), joint, smallest_batch)
+    smallest_batch = _smallest_batch(cfg, graph, candidates)
+    check_network(cfg, graph.num_classes, max(1, feature_width(cfg, graph)), smallest_batch)
     return check_memory(cfg, graph, candidates)
 
 
-def unused_keys(cfg: CfgNode, joint: bool) -> list[str]:
-    """Keys of ``gnn.*`` that differ from their default, but have no effect on a network of ours.
-
-    The network is built on the meta device from settings that record which keys are read.
-    """
+def unused_keys(cfg: CfgNode) -> list[str]:
+    """Keys of ``gnn.*`` that differ from their default, but have no effect on a network of ours."""
     if cfg.model.type not in NETWORKS:
-        return []  # GraphGym's layers read the global configuration, where reads cannot be recorded
-    read_keys = set(KEYS_OF_TRAINING)
+        return []  # what layers of GraphGym read is not known
+    read_keys = {*NETWORKS[cfg.model.type].keys.values()}
+    if cfg.train.mode != "standard":
+        read_keys |= KEYS_OF_TRAINING
+        if sees_hops(cfg) or (cfg.gnn.fan_out and not is_joint(cfg)):
+            read_keys.add("batch_size")
     if sees_hops(cfg):
-        read_keys |= {"hops", "batch_size"} | ({"label_hops"} if cfg.glem.label_input else set())
-    elif cfg.gnn.fan_out and not joint:
-        read_keys |= {"batch_size"}
-    if cfg.train.mode == "standard":
-        read_keys -= {*KEYS_OF_TRAINING, "batch_size"}
-
-    class ReadRecorder(CfgNode):
-        def __getitem__(self, name: str) -> object:
-            read_keys.add(name)
-            return super().__getitem__(name)
-
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        NETWORKS[cfg.model.type].make(SimpleNamespace(**{**cfg, "gnn": ReadRecorder(cfg.gnn)}), 8, 2)
+        read_keys |= {"hops", "label_hops"} if cfg.glem.label_input else {"hops"}
     defaults = {key.removeprefix("gnn."): value.default for key, value in all_keys().items() if key.startswith("gnn.")}
     defaults |= {"head": cfg.gnn.head, "layers_post_mp": 1}  # set by GraphGym itself
     return sorted(f"gnn.{name}" for name in defaults.keys() - read_keys if cfg.gnn[name] != defaults[name])
 
 
-def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int, joint: bool) -> int:
+def _smallest_batch(cfg: CfgNode, graph: TextGraph, candidates: int) -> int:
     """Number of nodes in the smallest training batch of any M-step; batch norm needs at least two."""
     gold = len(graph.split["train"])
-    if joint:
+    if is_joint(cfg):
         return max(1, gold // num_batches(gold, cfg.lm.batch_size) // cfg.lm.grad_accumulation)
     if not _trains_in_batches(cfg):
         return graph.num_nodes
@@ -143,7 +132,7 @@ def _check_micro_batches(cfg: CfgNode, num_gold: int) -> None:
 # ---- the network, tried on a few nodes -------------------------------------------------------------------------------
 
 
-def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, smallest_batch: int = NODES) -> None:
+def check_network(cfg: CfgNode, num_classes: int, width: int, smallest_batch: int = NODES) -> None:
     """Build the GNN and its optimizer, then run a forward and backward pass and a prediction on a tiny graph.
 
     The random state is left unchanged.
@@ -151,14 +140,14 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
     Args:
         num_classes: C.
         width: columns D of the node features, without labels.
-        joint: whether the GNN is trained together with the LM, in one optimizer.
         smallest_batch: number of nodes in the smallest training batch.
 
     Raises:
         ConfigError: the GNN cannot be built, trained or used to predict; names ``model.type`` or the keys at fault.
         ValueError: a network of ours refuses a setting.
     """
-    mode, hardware = cfg.train.mode, hardware_for(cfg, cfg.lm.precision) if joint else gnn_hardware(cfg)
+    mode, joint = cfg.train.mode, is_joint(cfg)
+    hardware = hardware_for(cfg, cfg.lm.precision) if joint else gnn_hardware(cfg)
     if cfg.model.type == "glem_lm":
         raise ConfigError(
             f"model.type {cfg.model.type} is the language model, for train.mode standard, but train.mode {mode} trains "
@@ -188,33 +177,32 @@ def check_network(cfg: CfgNode, num_classes: int, width: int, joint: bool, small
             f"expected a network that takes a batch with x (n, {width}) and edge_index, and gives logits "
             f"(n, {num_classes}) and labels",
         ):
-            _try_step(cfg, network, num_classes, width, label_width, hardware)
+            _try_step(cfg, network, (width, label_width, num_classes), hardware)
 
 
-def _try_step(
-    cfg: CfgNode, network: nn.Module, num_classes: int, width: int, label_width: int, hardware: Hardware
-) -> None:
-    """Run a forward and backward pass, then a prediction."""
-    network.to(hardware.device).train()
+def _try_step(cfg: CfgNode, network: nn.Module, widths: tuple[int, int, int], hardware: Hardware) -> None:
+    """Run a forward and backward pass, then a prediction, on `NODES` nodes.
+
+    ``widths``: columns of the node features, of the labels in the input (0 without labels), and of the logits.
+    """
+    (width, label_width, num_classes), device = widths, hardware.device
+    ring = torch.stack([torch.arange(NODES), torch.arange(NODES).roll(1)])
+    adjacency = Adjacency.from_edge_index(torch.cat([ring, ring.flip(0)], dim=1), NODES).to(device)
+
+    def output() -> Any:
+        """The network's output for new features; with hop features, also for label hops (or None)."""
+        if sees_hops(cfg):
+            hops = torch.rand(cfg.gnn.hops + 1, NODES, width).to(device, hardware.dtype)
+            return network(hops, torch.rand(1, NODES, label_width).to(device, hardware.dtype) if label_width else None)
+        return network(torch.rand(NODES, width + label_width).to(device, hardware.dtype), adjacency)
+
+    network.to(device).train()
     with hardware.autocast():
-        logits = network(*_trial_inputs(cfg, width, label_width, hardware))
+        logits = output()
     if not isinstance(logits, Tensor) or logits.shape != (NODES, num_classes):
-        output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"of {NODES} nodes it gives {output}, expected ({NODES}, {num_classes})")
-    F.cross_entropy(logits.float(), torch.zeros(NODES, dtype=torch.long, device=logits.device)).backward()
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"of {NODES} nodes it gives {found}, expected ({NODES}, {num_classes})")
+    F.cross_entropy(logits.float(), torch.zeros(NODES, dtype=torch.long, device=device)).backward()
     network.eval()
     with torch.inference_mode(), hardware.autocast():
-        network(*_trial_inputs(cfg, width, label_width, hardware))
-
-
-def _trial_inputs(
-    cfg: CfgNode, width: int, label_width: int, hardware: Hardware
-) -> tuple[Tensor, Structure | Tensor | None]:
-    """Inputs of the network's ``forward``: features and a ring, or hop features and label hops (or None)."""
-    device = hardware.device
-    if sees_hops(cfg):
-        hops = torch.rand(cfg.gnn.hops + 1, NODES, width).to(device, hardware.dtype)
-        return hops, torch.rand(1, NODES, label_width).to(device, hardware.dtype) if label_width else None
-    ring = torch.stack([torch.arange(NODES), torch.arange(NODES).roll(1)])
-    structure = Structure(torch.cat([ring, ring.flip(0)], dim=1), NODES).to(device)
-    return torch.rand(NODES, width + label_width).to(device, hardware.dtype), structure
+        output()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from glem_graphgym.memory import is_out_of_memory
 from glem_graphgym.models.attention import CPU_ATTENTION
 from glem_graphgym.models.checks import ModelError
 from glem_graphgym.models.pretrained import BITS, prompt_of
-from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, TextEncoder, load_text_encoder
+from glem_graphgym.models.text_encoder import EncoderConfig, LMHead, TextClassifier, load_text_encoder
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # padded tokens per inference batch; on a CPU, what fits into its cache
 PADDING_LIMIT = 0.01  # warn if padding changes an embedding by a larger relative difference
@@ -154,7 +154,8 @@ def random_state_kept(hardware: Hardware) -> Iterator[None]:
         set_random_state(state)
 
 
-def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_dropout: float) -> EncoderConfig:
+def encoder_config(cfg: CfgNode, hardware: Hardware, **changes: Any) -> EncoderConfig:
+    """The encoder that ``lm.*`` describes, with ``changes`` of its attributes."""
     lm, attention = cfg.lm, cfg.lm.attention
     if lm.base_precision in BITS and hardware.accelerator != "cuda":
         raise ConfigError(
@@ -163,24 +164,9 @@ def encoder_config(cfg: CfgNode, hardware: Hardware, dropout: float, attention_d
         )
     if attention == "auto":  # not measured: ours on a CPU, transformers' own choice on a GPU
         attention = CPU_ATTENTION if hardware.accelerator == "cpu" else None
-    return EncoderConfig(
-        model=lm.model,
-        pooling=lm.pooling,
-        bidirectional=lm.bidirectional,
-        shrink_dim=lm.shrink_dim,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
-        attention=attention,
-        gradient_checkpointing=lm.gradient_checkpointing,
-        freeze_layers=lm.freeze_layers,
-        lora_rank=lm.lora_rank,
-        lora_alpha=lm.lora_alpha,
-        lora_dropout=lm.lora_dropout,
-        lora_targets=tuple(lm.lora_targets),
-        lora_variant=lm.lora_variant,
-        base_precision=lm.base_precision,
-        pretrained=lm.pretrained,
-    )
+    settings = {field.name: lm[field.name] for field in fields(EncoderConfig) if field.name in lm}
+    settings |= {"attention": attention, "lora_targets": tuple(lm.lora_targets)}
+    return EncoderConfig(**{**settings, **changes})
 
 
 def infer_tokens(cfg: CfgNode, hardware: Hardware) -> int:
@@ -197,29 +183,21 @@ class TextEmbeddings(nn.Module):
     Texts are encoded in micro-batches of ``lm.infer_tokens`` padded tokens. With gradients, if there are several, each
     is recomputed in the backward pass: a whole graph's texts need the memory of one, and about a third more time.
 
-    Args:
-        tokens: of the graph's texts.
-        encoder: token ids (B, L), attention mask (B, L) -> text embeddings (B, H).
-        budget: padded tokens per micro-batch.
+    The texts are those that ``dataset.*`` describes, in the cache that the loader has filled, for ``lm.model``.
     """
 
-    def __init__(self, tokens: TokenStore, encoder: TextEncoder, budget: int) -> None:
+    def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        self.tokens, self.encoder, self.budget = tokens, encoder, budget
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> TextEmbeddings:
-        """From the texts that ``dataset.*`` describes, in the cache that the loader has filled, and ``lm.model``."""
         if cfg.dataset.format != "TAG":
             raise ValueError(
                 f"dataset.format is '{cfg.dataset.format}', but a text encoder needs texts; expected 'TAG'"
             )
         hardware = hardware_for(cfg, "32")
-        config = encoder_config(cfg, hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
-        tokens = open_tokens(cfg, load_text_graph_of(cfg, quiet=True))
-        encoder = load_text_encoder(config)
+        config = encoder_config(cfg, hardware)
+        self.tokens = open_tokens(cfg, load_text_graph_of(cfg, quiet=True))
+        self.budget = infer_tokens(cfg, hardware)
+        self.encoder = load_text_encoder(config)
         readout_for(cfg).log(cfg.lm.model)
-        return cls(tokens, encoder, infer_tokens(cfg, hardware))
 
     def forward(self, nodes: Tensor) -> Tensor:
         texts = text_parts(self.tokens, nodes.cpu().numpy(), self.budget)
@@ -263,7 +241,7 @@ def untuned_lm(cfg: CfgNode, tokens: TokenStore) -> LMLearner:
     """The pretrained LM, ready to predict; its embeddings are meaningful, its logits are not."""
     hardware = lm_hardware(cfg)
     # No bottleneck: untrained, it would be a random projection.
-    config = replace(encoder_config(cfg, hardware, -1.0, -1.0), shrink_dim=0)
+    config = encoder_config(cfg, hardware, shrink_dim=0, dropout=-1.0, attention_dropout=-1.0)
     no_validation = Validation(np.empty(0, dtype=np.int64), lambda logits: 0.0)
     settings = LMSettings(infer_tokens=infer_tokens(cfg, hardware))
     return LMLearner(tokens, lambda: build_lm(config, 1, 0.0), settings, no_validation, hardware)

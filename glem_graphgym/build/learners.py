@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from yacs.config import CfgNode
 
 from glem_graphgym.build.features import feature_builder
-from glem_graphgym.build.gnn import MmapGraph, Structure, build_gnn, gcn_operator, gnn_optimizer, sees_hops
+from glem_graphgym.build.gnn import MmapGraph, build_gnn, gnn_optimizer, sees_hops
 from glem_graphgym.build.language_model import (
     build_lm,
     encoder_config,
@@ -49,7 +48,8 @@ def lm_learners(
     hardware = lm_hardware(cfg)
 
     def learner(keys: str, lm: dict[str, Any]) -> LMLearner:
-        config = replace(encoder_config(cfg, hardware, lm["dropout"], lm["attention_dropout"]), keys=keys)
+        dropouts = {name: lm[name] for name in ("dropout", "attention_dropout")}
+        config = encoder_config(cfg, hardware, keys=keys, **dropouts)
         lm |= {"smooth_pseudo": cfg.glem.smooth_pseudo, "infer_tokens": infer_tokens(cfg, hardware)}
         settings = LMSettings(**{field.name: lm[field.name] for field in fields(LMSettings) if field.name in lm})
         build = functools.partial(build_lm, config, num_classes, lm["head_dropout"])
@@ -109,7 +109,6 @@ def gnn_learner(
         settings,
         validation,
         hardware,
-        operator=gcn_operator,
         hops=g.hops,
         label_hops=g.label_hops,
         batch_size=g.batch_size,
@@ -124,21 +123,13 @@ def sampled_graph(
     cfg: CfgNode, graph: TextGraph, hardware: Hardware, by_blocks: bool
 ) -> tuple[GraphViews, Neighbourhoods | None, LayerwiseInference | None]:
     """Views of the graph, the sampler if ``gnn.fan_out`` is set, and layer-wise inference if ``by_blocks``."""
-    fan_out = cfg.gnn.fan_out
-    if not by_blocks:
-        graphs = graph_views_of(cfg, graph)
-        neighbourhoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_out) if fan_out else None
-        return graphs, neighbourhoods, None
-    graphs = stored_graph_views_of(cfg, graph)
-    layerwise = LayerwiseInference(
-        graph.rowptr,
-        graph.col,
-        Structure.of_block,
-        budget=budget_bytes(cfg),
-        working=Path(cfg.run_dir) / "working",
-        hardware=hardware,
-    )
-    return graphs, Neighbourhoods(graphs, MmapGraph.csr, Structure.of_block, fan_out), layerwise
+    graphs = stored_graph_views_of(cfg, graph) if by_blocks else graph_views_of(cfg, graph)
+    neighbourhoods = Neighbourhoods(graphs, cfg.gnn.fan_out) if cfg.gnn.fan_out else None
+    layerwise = None
+    if by_blocks:
+        budget, working = budget_bytes(cfg), Path(cfg.run_dir) / "working"
+        layerwise = LayerwiseInference(graph.rowptr, graph.col, budget=budget, working=working, hardware=hardware)
+    return graphs, neighbourhoods, layerwise
 
 
 def hop_storage(cfg: CfgNode, predicted: np.ndarray | None) -> HopStorage:
@@ -171,8 +162,7 @@ def joint_learner(
         label_input=cfg.glem.label_input,
     )
     # With lm.gradient_checkpointing whole micro-batches are recomputed (`recompute`), so layers need not be.
-    config = encoder_config(cfg, lm.hardware, cfg.lm.dropout, cfg.lm.attention_dropout)
-    config = replace(config, gradient_checkpointing=False)
+    config = encoder_config(cfg, lm.hardware, gradient_checkpointing=False)
 
     def build(dim_features: int, num_classes: int) -> JointModel:
         encoder = load_text_encoder(config)
@@ -207,10 +197,10 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
     propagations = (LAYERS, g.cs_correct_alpha), (LAYERS, g.cs_smooth_alpha)
 
     def smooth(logits: np.ndarray) -> np.ndarray:
-        predict_adjacency = graphs.predict.adjacency.to(device)
+        predict_adjacency = graphs.predict.to(device)
         smoothed = correct_and_smooth(logits, gold.nodes, gold.labels, predict_adjacency, *propagations)
         if (observed_nodes := graphs.observed_nodes) is not None:
-            train_adjacency, gold_rows = graphs.train.adjacency.to(device), np.searchsorted(observed_nodes, gold.nodes)
+            train_adjacency, gold_rows = graphs.train.to(device), np.searchsorted(observed_nodes, gold.nodes)
             smoothed[observed_nodes] = correct_and_smooth(
                 logits[observed_nodes], gold_rows, gold.labels, train_adjacency, *propagations
             )
@@ -221,36 +211,16 @@ def smoother(cfg: CfgNode, graphs: GraphViews, gold: Gold) -> Callable[[np.ndarr
 
 def graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The training and prediction views of the graph under ``glem.setting`` (GLEM paper, inductive settings)."""
-
-    def view(row: np.ndarray, col: np.ndarray, num_nodes: int) -> Structure:
-        edge_index = np.stack([row, col])[:: -1 if graph.directed else 1].astype(np.int64)
-        return Structure(torch.from_numpy(edge_index), num_nodes)
-
-    full = view(graph.rows(), graph.col, graph.num_nodes)
-    if cfg.glem.setting == "transductive":
-        return GraphViews(full, full)
-    is_test = np.zeros(graph.num_nodes, dtype=bool)
-    is_test[graph.split["test"]] = True
-    observed_nodes = np.flatnonzero(~is_test)
-    new_index = np.cumsum(~is_test) - 1
-    row = graph.rows()
-    keep_edges = ~is_test[row] & ~is_test[graph.col]
-    row, col = row[keep_edges], graph.col[keep_edges]
-    train = view(new_index[row], new_index[col], len(observed_nodes))
-    predict = full if cfg.glem.setting == "inductive" else view(row, col, graph.num_nodes)
-    return GraphViews(train, predict, observed_nodes)
+    views = stored_graph_views_of(cfg, graph)
+    return GraphViews(views.train.adjacency, views.predict.adjacency, views.observed_nodes)
 
 
 def stored_graph_views_of(cfg: CfgNode, graph: TextGraph) -> GraphViews:
     """The views of `graph_views_of` as masks over the graph's own arrays, which may be memory-mapped."""
-    loaded_views = functools.cache(lambda: graph_views_of(cfg, graph))
-    observed_nodes = keep_nodes = None
-    if cfg.glem.setting != "transductive":
-        keep_nodes = np.ones(graph.num_nodes, dtype=bool)
-        keep_nodes[graph.split["test"]] = False
-        observed_nodes = np.flatnonzero(keep_nodes)
-    train = MmapGraph(graph.rowptr, graph.col, keep_nodes, lambda: loaded_views().train)
-    keep_to_predict = None if cfg.glem.setting == "inductive" else keep_nodes
-    return GraphViews(
-        train, MmapGraph(graph.rowptr, graph.col, keep_to_predict, lambda: loaded_views().predict), observed_nodes
-    )
+    whole = MmapGraph(graph.rowptr, graph.col, directed=graph.directed)
+    if cfg.glem.setting == "transductive":
+        return GraphViews(whole, whole)
+    keep = np.ones(graph.num_nodes, dtype=bool)
+    keep[graph.split["test"]] = False
+    predict = whole if cfg.glem.setting == "inductive" else replace(whole, keep=keep)
+    return GraphViews(replace(whole, keep=keep, renumbered=True), predict, np.flatnonzero(keep))

@@ -64,17 +64,20 @@ def check_memory(cfg: CfgNode, graph: TextGraph, candidates: int | None = None) 
     if not cfg.gnn.fan_out:
         remedy = f"{HOP_NETWORKS}, with glem.memory_budget_gb for what exceeds memory, or neighbours that are sampled"
         behaviour, needs = "trains on the whole graph at a time", whole_graph_bytes(cfg, graph, width)
-        _refuse_beyond(cfg, limit, needs | smoothing, behaviour, f"{remedy}, gnn.fan_out")
+        _refuse_whole_graph(cfg, limit, needs | smoothing, behaviour, f"{remedy}, gnn.fan_out")
         return False
     sampled, needs = neighbourhood_bytes(cfg, graph, width), whole_graph_bytes(cfg, graph, width, trains=False)
     largest = max(sampled, key=sampled.__getitem__)
     if sampled[largest] > list(needs.values())[-1]:  # sampled steps and predictions alternate: the larger one counts
         needs = {**dict(list(needs.items())[:-1]), largest: sampled[largest]}
     layerwise = by_blocks and sum(needs.values()) > budget.bytes
-    _check_neighbourhoods(cfg, sampled, min(limit, budget) if layerwise else limit)
+    for name, needed in sampled.items():
+        size = "lm.batch_size / lm.grad_accumulation" if is_joint(cfg) else "gnn.batch_size"
+        remedy = f"set {f'{size} or ' if name == STEP else ''}gnn.fan_out lower"
+        _refuse_beyond(min(limit, budget) if layerwise else limit, needed, name, " beside the graph", remedy)
     if not layerwise:
         behaviour = "samples neighbours in training, but predicts on the whole graph at a time"
-        _refuse_beyond(cfg, limit, needs | smoothing, behaviour, _alternatives_to_sampling(cfg))
+        _refuse_whole_graph(cfg, limit, needs | smoothing, behaviour, _alternatives_to_sampling(cfg))
     elif smoothing:
         _check_smoothing(cfg, graph)
     return layerwise
@@ -95,16 +98,6 @@ def _alternatives_to_sampling(cfg: CfgNode) -> str:
         return "glem.setting transductive, with which it predicts by blocks of nodes"
     layered = "glem_sage, glem_gcn or glem_gat, which predict by blocks of nodes within glem.memory_budget_gb"
     return f"model.type {layered}" if is_joint(cfg) else f"{HOP_NETWORKS}, or {layered}"
-
-
-def _check_neighbourhoods(cfg: CfgNode, needs: dict[str, int], limit: Limit) -> None:
-    for name, needed in needs.items():
-        if needed > limit.bytes:
-            size = "lm.batch_size / lm.grad_accumulation" if is_joint(cfg) else "gnn.batch_size"
-            lower = f"{size} or gnn.fan_out" if name == STEP else "gnn.fan_out"
-            raise ValueError(
-                f"{name} takes about {_gb(needed)} beside the graph, but {limit.reason}; set {lower} lower"
-            )
 
 
 def _check_hops(cfg: CfgNode, graph: TextGraph, width: int, candidates: int | None) -> None:
@@ -168,38 +161,27 @@ def _check_hop_step(cfg: CfgNode, graph: TextGraph, width: int, num_trained: int
     if hop_step_generous_bytes(cfg, width, nodes) < limit.bytes:
         return 0
     step = hop_step_bytes(cfg, graph.num_classes, width, nodes)
-    if step > limit.bytes:
-        raise ValueError(
-            f"a training step of model.type {cfg.model.type} on {nodes:,} nodes takes about {_gb(step)}, but "
-            f"{limit.reason}; set gnn.batch_size, now {cfg.gnn.batch_size}, or gnn.dim_inner lower"
-        )
+    subject = f"a training step of model.type {cfg.model.type} on {nodes:,} nodes"
+    _refuse_beyond(limit, step, subject, "", f"set gnn.batch_size, now {cfg.gnn.batch_size}, or gnn.dim_inner lower")
     return step if gnn_hardware(cfg).accelerator == "cpu" else 0
 
 
 def _check_smoothing(cfg: CfgNode, graph: TextGraph) -> None:
-    needed, (budget, reason) = smoothing_bytes(graph), _budget(cfg)
-    if needed > budget:
-        raise ValueError(
-            f"glem.correct_and_smooth takes about {_gb(needed)} on {graph.num_nodes:,} nodes, but {reason}; "
-            "set it to False"
-        )
+    detail = f" on {graph.num_nodes:,} nodes"
+    _refuse_beyond(_budget(cfg), smoothing_bytes(graph), "glem.correct_and_smooth", detail, "set it to False")
 
 
-def _refuse_beyond(cfg: CfgNode, limit: Limit, needs: dict[str, int], behaviour: str, remedy: str) -> None:
-    """Raise ValueError if the sum of ``needs`` exceeds ``limit``.
-
-    Args:
-        needs: name -> bytes that are needed at the same time.
-        behaviour: why that much is needed, for the message.
-        remedy: settings that need less, for the message.
-    """
-    needed = sum(needs.values())
+def _refuse_beyond(limit: Limit, needed: int, subject: str, detail: str, remedy: str) -> None:
+    """Raise ValueError if ``needed`` bytes exceed ``limit``; ``detail`` follows them in the message."""
     if needed > limit.bytes:
-        raise ValueError(
-            f"model.type {cfg.model.type} {behaviour} and takes about {_gb(needed)} "
-            f"({', '.join(f'{name} {_gb(size)}' for name, size in needs.items())}), but {limit.reason}; "
-            f"expected {remedy}"
-        )
+        raise ValueError(f"{subject} takes about {_gb(needed)}{detail}, but {limit.reason}; {remedy}")
+
+
+def _refuse_whole_graph(cfg: CfgNode, limit: Limit, needs: dict[str, int], behaviour: str, remedy: str) -> None:
+    """Raise ValueError if the sum of ``needs``, name -> bytes at the same time, exceeds ``limit``."""
+    parts = f" ({', '.join(f'{name} {_gb(size)}' for name, size in needs.items())})"
+    subject = f"model.type {cfg.model.type} {behaviour} and"
+    _refuse_beyond(limit, sum(needs.values()), subject, parts, f"expected {remedy}")
 
 
 def _budget(cfg: CfgNode) -> Limit:

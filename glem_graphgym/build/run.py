@@ -115,9 +115,9 @@ def build_run(
         )
     mode, nodes = MODES[cfg.train.mode], nodes_of(cfg, graph)
     first_logits = first_predictions(cfg.glem.first_predictions, graph)
-    by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates), mode.joint)
+    by_blocks = (mode.gnn or mode.joint) and check_gnn(cfg, graph, len(nodes.candidates))
     if mode.lm or mode.joint or "static" in feature_kinds(cfg.glem.node_features):
-        encoder_config(cfg, hardware_for(cfg, cfg.lm.precision), -1.0, -1.0)  # raises before texts are tokenized
+        encoder_config(cfg, hardware_for(cfg, cfg.lm.precision))  # raises before texts are tokenized
         tokens = tokens or open_tokens(cfg, graph)
         readout_for(cfg).log(cfg.lm.model)
     train, valid = graph.split["train"], graph.split["valid"]

@@ -16,6 +16,7 @@ from glem_graphgym.config import WORD_FEATURES, feature_kinds
 from glem_graphgym.data.text_graph import TextGraph
 from glem_graphgym.models.pooling import width_after
 from glem_graphgym.models.pretrained import load_config
+from glem_graphgym.modes import MODES
 
 WIDE_MARGIN = 32  # factor of generous estimates
 BUDGET_SHARE = 0.8  # largest share of the machine's memory; programs, networks and texts need the rest
@@ -79,7 +80,8 @@ def can_predict_layerwise(cfg: CfgNode) -> bool:
 
 
 def is_joint(cfg: CfgNode) -> bool:
-    return cfg.train.mode == "glem_joint"
+    """Whether the GNN is trained together with the LM."""
+    return cfg.train.mode in MODES and MODES[cfg.train.mode].joint
 
 
 def generous_bytes(cfg: CfgNode, graph: TextGraph, width: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +26,6 @@ from glem_graphgym.config.keys import (
     settings_of,
     shown,
 )
-from glem_graphgym.config.plugins import PLUGINS, import_plugins
 from glem_graphgym.files import expand_path
 from glem_graphgym.modes import MODES
 from glem_graphgym.scores import METRIC, METRICS
@@ -34,6 +35,7 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and surr
 TEXT_GRAPHS: dict[str, Callable[[CfgNode], Any]] = {}
 # A condition on the configuration c, and the message if it does not hold; {group.key} is replaced by the key's value.
 Rule = tuple[Callable[[CfgNode], object], str]
+PLUGINS = "glem.plugins"
 WORD_FEATURES = ("bow", "tfidf")
 FEATURE_KINDS = ("text", "static", "raw", "file", *WORD_FEATURES)
 
@@ -69,6 +71,33 @@ def check_config(cfg: CfgNode) -> None:
                 f"{', '.join(FEATURE_KINDS)} or text:<view>, joined by +"
             )
     check_rules(cfg, RULES if cfg.train.mode == "standard" else (*OUR_RULES, *RULES))
+
+
+def import_plugins(plugins: Iterable[Any]) -> None:
+    """Import each Python file or module, unless it has been imported.
+
+    Args:
+        plugins: value of ``glem.plugins``. The folder of a file is added to ``sys.path``, for its own imports.
+
+    Raises:
+        ConfigError: one cannot be imported, or another module has the name of a file.
+    """
+    for plugin in map(str, plugins):
+        try:
+            file = Path(expand_path(plugin)).resolve(strict=True) if plugin.endswith(".py") else None
+            if file is not None and str(file.parent) not in sys.path:
+                sys.path.append(str(file.parent))
+            module = importlib.import_module(plugin if file is None else file.stem)
+        except (Exception, SystemExit) as error:  # the code of a plugin can fail in any way
+            raise ConfigError(
+                f"{PLUGINS}: '{shown(plugin)}' cannot be imported ({type(error).__name__}: {shown(str(error))}); "
+                "expected a Python file or a module on PYTHONPATH"
+            ) from error
+        if file is not None and (module.__file__ is None or not file.samefile(module.__file__)):
+            raise ConfigError(
+                f"{PLUGINS}: '{shown(plugin)}' has the name of another module, {module.__file__ or file.stem}; rename "
+                "the file"
+            )
 
 
 def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:

@@ -17,9 +17,8 @@ from typing import Any
 from torch_geometric.graphgym.config import assert_cfg, set_cfg
 from yacs.config import CfgNode
 
-from glem_graphgym.config.checks import check_choice, check_config
+from glem_graphgym.config.checks import PLUGINS, check_choice, check_config, import_plugins
 from glem_graphgym.config.keys import KEYS, KINDS, NULLABLE, ConfigError, kind_of_items, settings_of, shown, unfit
-from glem_graphgym.config.plugins import PLUGINS, import_plugins
 from glem_graphgym.config.yaml_text import (
     TRUTH,
     Quoted,

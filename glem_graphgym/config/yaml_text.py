@@ -6,6 +6,8 @@ repeated key. No file can execute code: a tag such as ``!!python/object`` is ref
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def parse(text: str) -> Tree | None:
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return None if node is None else _Reader().tree(node, "")
+        return None if node is None else _tree(node, "", itertools.count(1))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -110,42 +112,36 @@ def parse(text: str) -> Tree | None:
         raise YamlError("not valid YAML: lists or groups lie too deep in one another") from None
 
 
-class _Reader:
-    """Converts PyYAML's nodes into trees, and counts values with aliases expanded."""
-
-    def __init__(self) -> None:
-        self.values = 0
-
-    def tree(self, node: yaml.Node, prefix: str) -> Tree:
-        self.values += 1
-        if self.values > MAX_VALUES:
-            raise YamlError(f"has more than {MAX_VALUES:,} values, each alias (*name) counted where it is used")
-        if node.tag not in TAGS:
+def _tree(node: yaml.Node, prefix: str, numbers: Iterator[int]) -> Tree:
+    """The tree of PyYAML's ``node``; ``numbers`` counts values, with aliases expanded."""
+    if next(numbers) > MAX_VALUES:
+        raise YamlError(f"has more than {MAX_VALUES:,} values, each alias (*name) counted where it is used")
+    if node.tag not in TAGS:
+        raise YamlError(
+            f"line {node.start_mark.line + 1} has the tag {node.tag.replace(PREFIX, '!!')}, expected texts, "
+            "numbers, lists and groups alone; drop the tag"
+        )
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style is None else Quoted(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_tree(item, prefix, numbers) for item in node.value]
+    assert isinstance(node, yaml.MappingNode)
+    group: dict[str, Tree] = {}
+    merged: dict[str, Tree] = {}  # from ``<<: *name`` or ``<<: [*name, *name]``; the first group wins
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line, name = key.start_mark.line + 1, key.value
+        if key.tag == f"{PREFIX}merge":
+            for merged_node in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(merged_node, yaml.MappingNode):
+                    raise YamlError(f"line {line} merges (<<) something else than a group of keys")
+                merged = {**_tree(merged_node, prefix, numbers), **merged}  # type: ignore[dict-item]
+            continue
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in TAGS:
+            raise YamlError(f"line {line} has a list, a group or a tag where the name of a key is expected")
+        if name in lines:
             raise YamlError(
-                f"line {node.start_mark.line + 1} has the tag {node.tag.replace(PREFIX, '!!')}, expected texts, "
-                "numbers, lists and groups alone; drop the tag"
+                f"'{prefix}{name}' stands twice, in lines {lines[name]} and {line}; put all of it into one of them"
             )
-        if isinstance(node, yaml.ScalarNode):
-            return node.value if node.style is None else Quoted(node.value)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.tree(item, prefix) for item in node.value]
-        assert isinstance(node, yaml.MappingNode)
-        group: dict[str, Tree] = {}
-        merged: dict[str, Tree] = {}  # from ``<<: *name`` or ``<<: [*name, *name]``; the first group wins
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            line, name = key.start_mark.line + 1, key.value
-            if key.tag == f"{PREFIX}merge":
-                for merged_node in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    if not isinstance(merged_node, yaml.MappingNode):
-                        raise YamlError(f"line {line} merges (<<) something else than a group of keys")
-                    merged = {**self.tree(merged_node, prefix), **merged}  # type: ignore[dict-item]
-                continue
-            if not isinstance(key, yaml.ScalarNode) or key.tag not in TAGS:
-                raise YamlError(f"line {line} has a list, a group or a tag where the name of a key is expected")
-            if name in lines:
-                raise YamlError(
-                    f"'{prefix}{name}' stands twice, in lines {lines[name]} and {line}; put all of it into one of them"
-                )
-            lines[name], group[name] = line, self.tree(value, f"{prefix}{name}.")
-        return {**merged, **group}
+        lines[name], group[name] = line, _tree(value, f"{prefix}{name}.", numbers)
+    return {**merged, **group}

@@ -164,15 +164,13 @@ class HopLearner(GNNLearner):
     module with ``forward(hop_features (K+1, B, D), label_features (1, B, C) or None) -> logits (B, C)``.
 
     Attributes:
-        operator: structure -> propagation matrix A.
-        hops: K.
+        hops: K. A is GCN's operator D~^-1/2 (A+I) D~^-1/2.
         label_hops: hops over which label input is propagated; the network reads the last one.
         batch_size: nodes per optimizer step; 0 = all of an epoch.
         storage: puts hop features on disk if they exceed its budget (``graphs`` are then `MmapGraph`s); None = never.
         consistency: SCR; None = off.
     """
 
-    operator: Callable[[Any], SparseOperator]
     hops: int
     label_hops: int = 0
     batch_size: int = 0
@@ -208,7 +206,7 @@ class HopLearner(GNNLearner):
         x = torch.from_numpy(np.array(features, dtype=np.float32))
         device, dtype = self.hardware.device, self.hardware.dtype
         classes = 0 if folds is None else targets.gold.num_classes
-        free, num_entries = free_on_gpu(device), len(self.operator(self.graphs.predict).col)
+        free, num_entries = free_on_gpu(device), len(self.graphs.predict.gcn().col)
         hops_bytes = dtype.itemsize * len(x) * ((self.hops + 1) * x.shape[1] + classes)
         copies = 1 if self.graphs.observed_nodes is None else 2  # `_merged` holds the hops of both graphs at once
         in_step = copies * hops_bytes <= GPU_SHARE * free
@@ -235,10 +233,10 @@ class HopLearner(GNNLearner):
         """Hops (hops, N, …): on the training graph for nodes that it has, on the graph for prediction for others."""
         all_nodes: Any = slice(None)
         if self.graphs.observed_nodes is None:
-            return compute(self.operator(self.graphs.train), all_nodes)
+            return compute(self.graphs.train.gcn(), all_nodes)
         observed_nodes = torch.from_numpy(self.graphs.observed_nodes)
-        merged = compute(self.operator(self.graphs.predict), all_nodes)
-        merged[:, observed_nodes] = compute(self.operator(self.graphs.train), observed_nodes)
+        merged = compute(self.graphs.predict.gcn(), all_nodes)
+        merged[:, observed_nodes] = compute(self.graphs.train.gcn(), observed_nodes)
         return merged
 
     def _stored(self, targets: StepTargets, features: Any, folds: Tensor | None, storage: HopStorage) -> HopInputs:

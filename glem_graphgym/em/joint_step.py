@@ -35,6 +35,7 @@ from glem_graphgym.em.pseudo_labels import StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, even_batches
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.memory import is_out_of_memory
+from glem_graphgym.models.block import BlockAdjacency
 from glem_graphgym.models.text_encoder import JointModel
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.layerwise import LayerwiseInference
@@ -130,14 +131,14 @@ class JointInput(NamedTuple):
     """Input of the model for a neighbourhood of ``num_seeds`` nodes.
 
     Attributes:
-        nodes, structure: see `Neighbourhood`.
+        nodes, adjacency: see `Neighbourhood`.
         texts: of the n nodes; features: float32 (n, F), their features besides the embeddings.
     """
 
     nodes: np.ndarray
     texts: TextParts
     features: Tensor
-    structure: Any
+    adjacency: BlockAdjacency
     num_seeds: int
 
 
@@ -205,7 +206,7 @@ class JointTask(Task):
         hood = self.learner.neighbourhoods.around(seeds, rng)
         texts = text_parts(self.tokens, hood.nodes, self.settings.micro_batch_tokens)
         features = self.inputs.rows(hood.nodes, slice(hood.num_seeds))
-        return JointInput(hood.nodes, texts, features, hood.structure, hood.num_seeds)
+        return JointInput(hood.nodes, texts, features, hood.adjacency, hood.num_seeds)
 
     def forward(self, batch: tuple[JointInput, Tensor, int]) -> Tensor:
         hood, target, batch_size = batch
@@ -219,7 +220,7 @@ class JointTask(Task):
     def logits(self, hood: JointInput) -> Tensor:
         """Logits (b, C) of a neighbourhood's seeds."""
         embeddings = encode_in_parts(self.model.encoder, hood.texts, 1 if self.settings.recompute else None)
-        return self.model(embeddings, hood.features, hood.structure)[: hood.num_seeds]
+        return self.model(embeddings, hood.features, hood.adjacency)[: hood.num_seeds]
 
     def validated(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         nodes = self.validation.nodes

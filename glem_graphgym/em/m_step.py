@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -46,11 +47,11 @@ class GNNSettings:
 
 @dataclass(frozen=True)
 class GraphViews:
-    """The graph for training and the graph for prediction, as structures that the GNN's `forward` takes.
+    """The graph for training and the graph for prediction: an `Adjacency` each, or a `MmapGraph`.
 
     Attributes:
-        train: structure among the nodes that training may see.
-        predict: structure among all N nodes.
+        train: edges among the nodes that training may see.
+        predict: edges among all N nodes.
         observed_nodes: int64 (n,), increasing: the nodes of ``train``, in its order; None = all N (transductive).
     """
 
@@ -137,7 +138,6 @@ class FullBatchTask(GNNTask):
     """Trains with one step on the whole graph per epoch."""
 
     inputs: GNNInputs
-    _observed_nodes: Tensor | None = None  # `GraphViews.observed_nodes` on the training device
     _constant_targets: tuple[Tensor, ...] | None = None
 
     def batches(self, epoch: int) -> Batches:
@@ -176,23 +176,26 @@ class FullBatchTask(GNNTask):
 
     def train_graph_logits(self, x: Tensor) -> Tensor:
         """Logits (N, C) of input ``x`` (N, D) on the training graph; zeros for the nodes that it does not have."""
-        graphs = self.learner.graphs
-        structure = graphs.train.to(x.device)
-        if graphs.observed_nodes is None:
-            return self.model(x, structure)
-        nodes = sent(graphs.observed_nodes if self._observed_nodes is None else self._observed_nodes, x.device)
-        self._observed_nodes = nodes
-        logits = self.model(x.index_select(0, nodes), structure)
+        train, nodes = self._training_graph
+        if nodes is None:
+            return self.model(x, train)
+        logits = self.model(x.index_select(0, nodes), train)
         return logits.new_zeros(len(x), logits.shape[1]).index_copy(0, nodes, logits)
 
     def all_logits(self, x: Tensor) -> Tensor:
         """`train_graph_logits` (N, C), and for unobserved nodes logits on the graph for prediction."""
-        logits, graphs = self.train_graph_logits(x), self.learner.graphs
-        if graphs.observed_nodes is not None:
+        logits, (_, nodes) = self.train_graph_logits(x), self._training_graph
+        if nodes is not None:
             unseen = torch.ones(len(x), dtype=torch.bool, device=x.device)
-            unseen[torch.from_numpy(graphs.observed_nodes)] = False
-            logits[unseen] = self.model(x, graphs.predict.to(x.device))[unseen]
+            unseen[nodes] = False
+            logits[unseen] = self.model(x, self.learner.graphs.predict.to(x.device))[unseen]
         return logits
+
+    @functools.cached_property
+    def _training_graph(self) -> tuple[Any, Tensor | None]:
+        """The graph for training and its nodes (see `GraphViews.observed_nodes`), on the training device."""
+        graphs, device = self.learner.graphs, self.learner.hardware.device
+        return graphs.train.to(device), None if graphs.observed_nodes is None else sent(graphs.observed_nodes, device)
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,8 @@ class GNNLearner:
     """Learner of p_φ(y_n | s_V, A, y_{V∖n}), the GNN, in full batch.
 
     Attributes:
-        build: (dim_in, num_classes) -> module with ``forward(x (N, D), structure) -> logits (N, C)``.
-        graphs: the structures for this module.
+        build: (dim_in, num_classes) -> module with ``forward(x (N, D), graph) -> logits (N, C)``.
+        graphs: the graphs for this module.
         make_optimizer: parameters -> (optimizer, learning-rate schedule counted in epochs).
         validation: selects the weights.
         predicted: int64, increasing: the nodes whose logits are predicted; None = all.

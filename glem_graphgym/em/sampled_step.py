@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glem_graphgym.data.sampling import Block, NeighbourSampler
+from glem_graphgym.data.sampling import NeighbourSampler
 from glem_graphgym.em.fit import Batches
 from glem_graphgym.em.inputs import StoredInputs
 from glem_graphgym.em.m_step import FullBatchTask, GNNLearner, GNNTask, GraphViews
 from glem_graphgym.em.objective import glem_loss
 from glem_graphgym.em.pseudo_labels import StepTargets
+from glem_graphgym.models.block import BlockAdjacency
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.layerwise import LayerwiseInference
 
@@ -25,11 +26,11 @@ class Neighbourhood(NamedTuple):
 
     Attributes:
         nodes: int64 (n,), nodes of the graph, the seeds first and in their order.
-        structure: input of the GNN besides the nodes' features; the first rows of its logits are the seeds'.
+        adjacency: the drawn edges; the first rows of the GNN's logits are the seeds'.
     """
 
     nodes: np.ndarray
-    structure: Any
+    adjacency: BlockAdjacency
     num_seeds: int
 
 
@@ -38,27 +39,20 @@ class Neighbourhoods:
 
     Args:
         graphs: see `GNNLearner`.
-        csr: structure -> row pointers (n+1,) and neighbours (E,) of its nodes.
-        of_block: sampled `Block` -> structure for the GNN.
         fan_outs: neighbours drawn per node, one number per hop; -1 = all.
     """
 
-    def __init__(
-        self,
-        graphs: GraphViews,
-        csr: Callable[[Any], tuple[np.ndarray, np.ndarray]],
-        of_block: Callable[[Block], Any],
-        fan_outs: Sequence[int],
-    ) -> None:
-        self.observed_nodes, self.of_block = graphs.observed_nodes, of_block
-        self.sampler = NeighbourSampler(*csr(graphs.train), fan_outs)
+    def __init__(self, graphs: GraphViews, fan_outs: Sequence[int]) -> None:
+        assert getattr(graphs.train, "keep", None) is None, "neighbours are not sampled from a part of a stored graph"
+        self.observed_nodes = graphs.observed_nodes
+        self.sampler = NeighbourSampler(np.asarray(graphs.train.rowptr), np.asarray(graphs.train.col), fan_outs)
 
     def around(self, seeds: np.ndarray, rng: np.random.Generator) -> Neighbourhood:
         """Sample a neighbourhood of ``seeds``, int64 (b,), nodes that training sees."""
         positions = seeds if self.observed_nodes is None else np.searchsorted(self.observed_nodes, seeds)
         block = self.sampler.sample(positions, rng)
         nodes = block.nodes if self.observed_nodes is None else self.observed_nodes[block.nodes]
-        return Neighbourhood(nodes, self.of_block(block), len(seeds))
+        return Neighbourhood(nodes, BlockAdjacency.of(block), len(seeds))
 
 
 class SampledTask(FullBatchTask):
@@ -76,7 +70,7 @@ class SampledTask(FullBatchTask):
             number, batch = item
             hood = self.learner.neighbourhoods.around(nodes[batch].numpy(), np.random.default_rng([*seeds, number]))
             hood_nodes = torch.from_numpy(hood.nodes)
-            return self.fetch(hood_nodes, hidden[hood_nodes]), hood.structure, target[batch], is_gold[batch]
+            return self.fetch(hood_nodes, hidden[hood_nodes]), hood.adjacency, target[batch], is_gold[batch]
 
         self.num_batches = self.num_batches or num_batches(len(nodes), self.learner.batch_size)
         batches = [batch for batch in np.array_split(order, self.num_batches) if len(batch)]
@@ -87,9 +81,9 @@ class SampledTask(FullBatchTask):
         return nodes, hidden
 
     def forward(self, batch: tuple[Any, ...]) -> Tensor:
-        x, structure, target, is_gold = batch
+        x, adjacency, target, is_gold = batch
         x = self.inputs.rows(*x) if isinstance(x, tuple) else x
-        logits = self.model(x, structure)[: len(target)]
+        logits = self.model(x, adjacency)[: len(target)]
         return glem_loss(logits, target, is_gold, self.targets.weight, class_weights=self.class_weights)
 
 

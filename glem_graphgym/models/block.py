@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from glem_graphgym.models.mlp import LayerStack
@@ -34,6 +35,16 @@ class BlockAdjacency(Adjacency):
         super().__init__(rowptr, col, len(degree))
         self.degree, self.ends = degree, tuple(ends)
         self._edges_within = rowptr[list(self.ends[:-1])].tolist()
+
+    @classmethod
+    def of(cls, block: Any) -> BlockAdjacency:
+        """The edges of a `data.sampling.Block`."""
+        rowptr, col, degree = (torch.from_numpy(array) for array in (block.rowptr, block.col, block.degree))
+        return cls(rowptr, col, degree, block.ends.tolist())
+
+    @property
+    def num_seeds(self) -> int:
+        return self.ends[0]
 
     def target_degree(self) -> Tensor:
         """Number of neighbours of each target in the whole graph, int64 (T,)."""

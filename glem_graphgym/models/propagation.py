@@ -70,6 +70,7 @@ class Adjacency:
     """
 
     is_reused = True  # for many steps, unlike a sampled neighbourhood
+    by_source = False  # for symmetric matrices: whether `edge_index` is ordered by source
 
     def __init__(self, rowptr: Tensor, col: Tensor, num_nodes: int | None = None) -> None:
         self.num_nodes = len(rowptr) - 1 if num_nodes is None else num_nodes
@@ -127,8 +128,9 @@ class Adjacency:
         return changed
 
     def edge_index(self) -> Tensor:
-        """PyG's edge index, int64 (2, nnz): sources, then targets; ordered by target."""
-        return torch.stack([self.col.long(), _rows(self.rowptr, self.col)])
+        """PyG's edge index, int64 (2, nnz): sources, then targets; ordered by target, or `by_source`."""
+        ends = [self.col.long(), _rows(self.rowptr, self.col)]
+        return torch.stack(ends[::-1] if self.by_source else ends)
 
     def with_self_loops(self) -> Adjacency:
         """A + I, in which self-loops of A are not doubled."""

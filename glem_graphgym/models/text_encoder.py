@@ -329,7 +329,7 @@ class JointModel(nn.Module):
     """p_φ(y_n | s_V, A), where φ includes the text encoder: the texts' embeddings are the GNN's node features.
 
     Input norm is a layer norm here: statistics over nodes would be outdated, as the embeddings change with every step.
-    ``gnn`` is called with features (n, H + F) and a structure.
+    ``gnn`` is called with features (n, H + F) and a graph.
     """
 
     def __init__(self, encoder: TextEncoder, gnn: nn.Module, norm: bool = True) -> None:
@@ -341,5 +341,5 @@ class JointModel(nn.Module):
         """The GNN's input, float32 (n, H + F), from text embeddings (n, H) and further features (n, F)."""
         return torch.cat([self.norm(embeddings.float()), features.float()], dim=1)
 
-    def forward(self, embeddings: Tensor, features: Tensor, structure: Any) -> Tensor:
-        return self.gnn(self.node_features(embeddings, features), structure)
+    def forward(self, embeddings: Tensor, features: Tensor, adjacency: Any) -> Tensor:
+        return self.gnn(self.node_features(embeddings, features), adjacency)

@@ -24,7 +24,7 @@ from glem_graphgym.out_of_core.propagation import (
 )
 from glem_graphgym.out_of_core.stored_operator import ENTRIES_AT_ONCE, StoredOperator, store_operator
 
-OPERATOR = "gcn"  # that of `build.gnn.gcn_operator`
+OPERATOR = "gcn"  # that of `Adjacency.gcn`
 
 
 class HopStorage:

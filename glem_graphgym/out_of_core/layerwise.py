@@ -15,9 +15,10 @@ import numpy as np
 from torch import Tensor
 
 from glem_graphgym.data.csr import bounded_cuts, nodes_within
-from glem_graphgym.data.sampling import ALL, Block, NeighbourSampler
+from glem_graphgym.data.sampling import ALL, NeighbourSampler
 from glem_graphgym.disk import new_array
 from glem_graphgym.hardware import Hardware
+from glem_graphgym.models.block import BlockAdjacency
 from glem_graphgym.out_of_core.propagation import FILE_TYPES, MappedHops, file_numbers
 from glem_graphgym.progress import Progress
 
@@ -30,12 +31,11 @@ NODES_AT_ONCE = 1 << 20  # nodes that are divided into blocks at a time
 class LayerwiseInference:
     """Full-batch logits of a network, computed within a memory budget.
 
-    The network has ``num_layers`` and ``layer(index, x, structure)``, which maps ``x`` (n, D) of the nodes of a one-hop
+    The network has ``num_layers`` and ``layer(index, x, block)``, which maps ``x`` (n, D) of the nodes of a one-hop
     neighbourhood to the outputs of its seeds (`LayeredGNN`).
 
     Args:
         rowptr, col: CSR of the graph that prediction sees, integers (N+1,) and (E,); may be memory-mapped.
-        of_block: converts a neighbourhood to the network's ``structure``.
         budget: bytes per block. A node with more neighbours than fit is a block of its own.
         working: folder for the layers' outputs.
         hardware: device and precision.
@@ -45,13 +45,12 @@ class LayerwiseInference:
         self,
         rowptr: np.ndarray,
         col: np.ndarray,
-        of_block: Callable[[Block], Any],
         *,
         budget: int,
         working: Path,
         hardware: Hardware,
     ) -> None:
-        self.rowptr, self.col, self.of_block = rowptr, col, of_block
+        self.rowptr, self.col = rowptr, col
         self.budget, self.working, self.hardware = min(budget, MOST_BYTES), working, hardware
         self.sampler = NeighbourSampler(rowptr, col, [ALL])
 
@@ -86,7 +85,7 @@ class LayerwiseInference:
             for seeds in self._blocks(nodes, width):
                 block = self.sampler.sample(seeds, rng)
                 x = rows(block.nodes).to(self.hardware.device)
-                yield seeds, model.layer(index, x, self.of_block(block).to(self.hardware.device))
+                yield seeds, model.layer(index, x, BlockAdjacency.of(block).to(self.hardware.device))
                 bar.update(len(seeds))
 
     def _blocks(self, nodes: np.ndarray, width: int) -> Iterator[np.ndarray]:

@@ -25,7 +25,7 @@ class LMNetwork(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.texts = TextEmbeddings.from_config(cfg)
+        self.texts = TextEmbeddings(cfg)
         self.head = LMHead(self.texts.encoder.dim, dim_out, cfg.lm.head_dropout)
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -42,7 +42,7 @@ class TextNodeEncoder(nn.Module):
 
     def __init__(self, emb_dim: int) -> None:
         super().__init__()
-        self.texts = TextEmbeddings.from_config(cfg)
+        self.texts = TextEmbeddings(cfg)
         self.project = nn.Linear(self.texts.encoder.dim, emb_dim)
 
     def forward(self, batch: Any) -> Any:

@@ -287,7 +287,7 @@ def language_model(job: Job, graph: TextGraph) -> StepFigures:
 
 def m_step(job: Job, graph: TextGraph) -> StepFigures:
     learner = gnn_learner(cfg, graph, VALIDATION)
-    dim = load_text_encoder(encoder_config(cfg, hardware_for(cfg, "32"), -1.0, -1.0)).dim
+    dim = load_text_encoder(encoder_config(cfg, hardware_for(cfg, "32"))).dim
     shape = (graph.num_nodes, dim * len(feature_kinds(cfg.glem.node_features)))
     features = np.random.default_rng(2).normal(size=shape).astype(np.float32)
     gold = gold_of(graph)

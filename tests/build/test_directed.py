@@ -51,15 +51,15 @@ def test_all_engines_see_the_same_arrows(
     x = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(0))
 
     in_memory = graph_views_of(cfg, graph).predict
-    assert {(a, b) for a, b in in_memory.edge_index.T.tolist()} == edges
-    torch.testing.assert_close(in_memory.adjacency.sum() @ x, matrix @ x)
+    assert {(a, b) for a, b in in_memory.edge_index().T.tolist()} == edges
+    torch.testing.assert_close(in_memory.sum() @ x, matrix @ x)
     conv = SAGEConv(3, 4)
-    sums = SAGEConv.propagate(conv, in_memory.edge_index, x=(x, x), size=None)
-    torch.testing.assert_close(in_memory.adjacency.mean() @ x, sums)
+    sums = SAGEConv.propagate(conv, in_memory.edge_index(), x=(x, x), size=None)
+    torch.testing.assert_close(in_memory.mean() @ x, sums)
 
     stored = stored_graph_views_of(cfg, graph).predict
     store_operator(tmp_path, stored.rowptr, stored.col, stored.keep)
-    torch.testing.assert_close(StoredOperator(tmp_path).multiply(x, torch.empty_like(x)), in_memory.adjacency.gcn() @ x)
+    torch.testing.assert_close(StoredOperator(tmp_path).multiply(x, torch.empty_like(x)), in_memory.gcn() @ x)
     if setting == "transductive":
         block = NeighbourSampler(graph.rowptr, graph.col, [ALL]).sample(np.arange(COUNT), np.random.default_rng(0))
         assert {(int(block.nodes[a]), int(block.nodes[b])) for a, b in block.edge_index().T} == edges

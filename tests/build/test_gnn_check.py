@@ -71,7 +71,7 @@ class Drawing(Foreign):
 
 
 def check() -> None:
-    check_network(cfg, CLASSES, WIDTH, joint=False)
+    check_network(cfg, CLASSES, WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,8 @@ def test_an_optimizer_that_cannot_be_made(configure: Callable[..., None], monkey
     configure("optim.optimizer", "broken", "model.type", "glem_sage")
     with pytest.raises(ConfigError, match=r"optim.optimizer broken with optim.scheduler cos cannot be made"):
         check()
-    check_network(cfg, CLASSES, WIDTH, joint=True)  # where the LM's trains both
+    cfg.train.mode = "glem_joint"
+    check()  # where the LM's trains both
 
 
 def test_later_draws_stay_what_they_were(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_tokens_go_by_model_and_length(tmp_path: Path, tiny_lm: Path) -> None:
     assert tokens.lengths.max() == 8
     ids, mask = tokens.pad(np.array([7]))
     assert ids[0, 0] == 2 and ids[0, -1] == 3 and mask.all()  # [CLS] and [SEP]
-    again = TextEmbeddings.from_config(cfg).tokens
+    again = TextEmbeddings(cfg).tokens
     assert np.array_equal(again.ids, tokens.ids)
     cfg.lm.max_length = 9
     assert open_tokens(cfg, graph).lengths.max() == 9
@@ -235,7 +235,7 @@ def test_texts_are_given_with_the_prompt_of_the_model_or_the_users(tmp_path: Pat
     assert stores[""][1] == "" and len({str(store) for store in stores.values()}) == 3
     # Whatever else makes tokens of texts makes the same ones: a dry run, prepare.py, GraphGym's own training.
     texts, ids = graph.texts, open_token_store(graph.texts, tokenizer_of(cfg, graph.texts), 12, tmp_path / "other").ids
-    assert TextEmbeddings.from_config(cfg).tokens.ids.tolist() == of_model.ids.tolist() == ids.tolist()
+    assert TextEmbeddings(cfg).tokens.ids.tolist() == of_model.ids.tolist() == ids.tolist()
     sampled = sampled_tokens(texts, tokenizer_of(cfg, texts), 12)
     assert sampled.lengths.sum() == of_model.lengths.sum()
     assert prepare_dataset(cfg)[-1].what == "tokens"
@@ -249,4 +249,4 @@ def test_a_text_encoder_needs_texts(tmp_path: Path) -> None:
     configure(tmp_path)
     cfg.dataset.format = "PyG"
     with pytest.raises(ValueError, match=r"dataset\.format is 'PyG', but a text encoder needs texts"):
-        TextEmbeddings.from_config(cfg)
+        TextEmbeddings(cfg)

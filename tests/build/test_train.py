@@ -100,11 +100,11 @@ def test_candidates(setting: str, pseudo_nodes: str, unlabelled: list[int], cand
 # ---- what the GNN sees of the edges -------------------------------------------------------------------------------
 
 
-def edges(structure: Any, nodes: Sequence[int] = range(7)) -> set[tuple[int, int]]:
-    """Undirected edges between ``nodes``, those of the structure in its order, seen in both of its forms."""
-    assert structure.num_nodes == len(nodes)
-    directed = {(int(a), int(b)) for a, b in structure.edge_index.T}
-    rowptr, col = structure.adjacency.rowptr, structure.adjacency.col
+def edges(adjacency: Any, nodes: Sequence[int] = range(7)) -> set[tuple[int, int]]:
+    """Undirected edges between ``nodes``, those of the adjacency in its order, seen in both of its forms."""
+    assert adjacency.num_nodes == len(nodes)
+    directed = {(int(a), int(b)) for a, b in adjacency.edge_index().T}
+    rowptr, col = adjacency.rowptr, adjacency.col
     csr = {(row, int(to)) for row in range(len(nodes)) for to in col[rowptr[row] : rowptr[row + 1]]}
     assert csr == directed == {(b, a) for a, b in directed}
     return {(int(nodes[a]), int(nodes[b])) for a, b in directed if a < b}

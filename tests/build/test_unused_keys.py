@@ -30,7 +30,7 @@ def test_settings_that_a_network_does_not_use_are_found(model: str, settings: di
     cfg.train.mode, cfg.model.type, cfg.gnn.layers_post_mp = "glem_gnn", model, 1
     for name, value in settings.items():
         cfg.gnn[name] = value
-    assert unused_keys(cfg, joint=False) == [f"gnn.{name}" for name in unused]
+    assert unused_keys(cfg) == [f"gnn.{name}" for name in unused]
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -38,8 +38,8 @@ def test_no_shipped_configuration_sets_what_its_network_does_not_use(file: Path)
     load_config(cfg, file)
     if cfg.train.mode in MODES:
         assert unread_keys(cfg) == []
-    if cfg.train.mode in MODES and (mode := MODES[cfg.train.mode]).methods != ("LM",):
-        assert unused_keys(cfg, mode.joint) == []
+    if cfg.train.mode in MODES and MODES[cfg.train.mode].methods != ("LM",):
+        assert unused_keys(cfg) == []
 
 
 def test_a_run_says_which_keys_of_graphgyms_own_training_it_does_not_read(

@@ -63,7 +63,6 @@ def learner_of(
         settings,
         Validation(VALID, score),
         hardware or Hardware(),
-        operator=lambda adjacency: adjacency.gcn(),
         hops=HOPS,
         label_hops=2,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 
-from glem_graphgym.build.gnn import Structure, build_gnn
+from glem_graphgym.build.gnn import build_gnn
 from glem_graphgym.data.sampling import ALL
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.fit import Validation, prefetched
@@ -19,6 +19,8 @@ from glem_graphgym.em.m_step import GNNLearner, GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, even_batches
 from glem_graphgym.hardware import Hardware
+from glem_graphgym.models.block import BlockAdjacency
+from glem_graphgym.models.propagation import Adjacency
 
 N, C, D = 40, 3, 5
 RNG = np.random.default_rng(0)
@@ -40,9 +42,8 @@ def network_settings(fresh_config: None) -> None:
 
 
 def whole() -> GraphViews:
-    row = np.repeat(np.arange(N), np.diff(ROWPTR))
-    structure = Structure(torch.from_numpy(np.stack([row, COL]).astype(np.int64)), N)
-    return GraphViews(structure, structure)
+    adjacency = Adjacency(torch.from_numpy(ROWPTR), torch.from_numpy(COL))
+    return GraphViews(adjacency, adjacency)
 
 
 def without_test_nodes() -> GraphViews:
@@ -51,7 +52,7 @@ def without_test_nodes() -> GraphViews:
     row = np.repeat(np.arange(N), np.diff(ROWPTR))
     kept = np.isin(row, seen) & np.isin(COL, seen)
     edges = np.searchsorted(seen, np.stack([row[kept], COL[kept]]))
-    return GraphViews(Structure(torch.from_numpy(edges), len(seen)), whole().predict, seen)
+    return GraphViews(Adjacency.from_edge_index(torch.from_numpy(edges), len(seen)), whole().predict, seen)
 
 
 def targets(pseudo_nodes: np.ndarray | None = REST, labels: np.ndarray = LABELS, **options: Any) -> StepTargets:
@@ -85,7 +86,7 @@ def learner_of(
     common = (seeded, graphs, optimizer, settings, Validation(VALID, score), Hardware())
     if fan_outs is None:
         return GNNLearner(*common)
-    hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, fan_outs)
+    hoods = Neighbourhoods(graphs, fan_outs)
     return SampledLearner(*common, neighbourhoods=hoods, batch_size=batch_size)
 
 
@@ -161,11 +162,11 @@ class Watch(nn.Module):
     def __init__(self, dim_in: int, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(dim_in, num_classes)
-        self.seen: list[tuple[Tensor, Structure]] = []
+        self.seen: list[tuple[Tensor, BlockAdjacency]] = []
 
-    def forward(self, x: Tensor, structure: Structure) -> Tensor:
+    def forward(self, x: Tensor, adjacency: BlockAdjacency) -> Tensor:
         if self.training:
-            self.seen.append((x.clone(), structure))
+            self.seen.append((x.clone(), adjacency))
         return self.linear(x)
 
 
@@ -177,17 +178,17 @@ def test_an_epochs_targets_come_once_each_with_their_neighbours_inputs(label_inp
     assert per_epoch > 1
     for epoch in range(2):
         batches = watch.seen[epoch * per_epoch : (epoch + 1) * per_epoch]
-        rows = [node_of(x[: structure.adjacency.ends[0], :D]) for x, structure in batches]
+        rows = [node_of(x[: adjacency.num_seeds, :D]) for x, adjacency in batches]
         nodes, _, _ = targets().batch(epoch)
         if label_input:  # of which some are inputs instead
             assert set(np.concatenate(rows)) <= set(nodes)
         else:
             assert sorted(np.concatenate(rows)) == sorted(nodes)
         aims = np.concatenate(rows)
-        for x, structure in batches:
+        for x, adjacency in batches:
             found = node_of(x[:, :D])
             degree = np.diff(ROWPTR)[found]
-            assert structure.adjacency.degree.tolist() == degree.tolist()
+            assert adjacency.degree.tolist() == degree.tolist()
             if label_input:
                 # No target of this epoch sees a label of one; all others show theirs.
                 hidden = np.isin(found, aims)
@@ -205,7 +206,7 @@ def node_of(rows: Tensor) -> np.ndarray:
 def test_neighbourhoods_are_drawn_anew_and_the_same_in_every_run() -> None:
     def draws() -> list[list[int]]:
         task = trained(learner_of([2, 1], batch_size=50, build=Watch, epochs=3), targets(redraw=False))
-        return [structure.edge_index.flatten().tolist() for _, structure in task.model.seen]
+        return [adjacency.edge_index().flatten().tolist() for _, adjacency in task.model.seen]
 
     one, other = draws(), draws()
     assert one == other
@@ -218,9 +219,9 @@ def test_batches_do_not_depend_on_the_workers_that_draw_them(workers: int) -> No
     batches = task.batches(1)
     assert len(batches.items) > 3
     pairs = zip(batches.prepared(torch.device("cpu")), prefetched(batches.prepare, batches.items, workers), strict=True)
-    for ((nodes, hidden), structure, *rest), ((others, also), other, *more) in pairs:
+    for ((nodes, hidden), adjacency, *rest), ((others, also), other, *more) in pairs:
         for one, two in zip(
-            (nodes, hidden, structure.edge_index, *rest), (others, also, other.edge_index, *more), strict=True
+            (nodes, hidden, adjacency.edge_index(), *rest), (others, also, other.edge_index(), *more), strict=True
         ):
             assert torch.equal(one, two)
 

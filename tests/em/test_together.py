@@ -106,7 +106,6 @@ def hop_learner(batch_size: int, consistency: float = 0.0) -> HopLearner:
         GNNSettings(),
         VALIDATION,
         Hardware(),
-        operator=lambda adjacency: adjacency.gcn(),
         hops=2,
         batch_size=batch_size,
         consistency=Consistency(consistency, np.arange(N)) if consistency else None,

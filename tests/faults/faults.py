@@ -245,8 +245,8 @@ FAULTS: dict[str, Fault] = {
     "test_edges_seen": Fault(
         "inductive training sees the edges of test nodes",
         "build/learners.py",
-        'if cfg.glem.setting == "transductive":\n        return GraphViews(full, full)',
-        'if cfg.glem.setting != "structure_free":\n        return GraphViews(full, full)',
+        'if cfg.glem.setting == "transductive":\n        return GraphViews(whole, whole)',
+        'if cfg.glem.setting != "structure_free":\n        return GraphViews(whole, whole)',
         "build/test_train.py::test_structures",
     ),
     "test_nodes_pseudo_labelled": Fault(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from glem_graphgym.build.gnn import MmapGraph, Structure, gcn_operator
+from glem_graphgym.build.gnn import MmapGraph
 from glem_graphgym.data.csr import csr_from_edges
 from glem_graphgym.em.fit import Validation
 from glem_graphgym.em.hop_step import HopLearner
@@ -19,7 +19,6 @@ from glem_graphgym.em.m_step import GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.hardware import Hardware
 from glem_graphgym.models.gamlp import GAMLP
-from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.out_of_core.feature_rows import FeatureRows
 from glem_graphgym.out_of_core.hop_storage import HopStorage, batch_bytes, hops_in_memory
 from glem_graphgym.out_of_core.propagation import MappedHops
@@ -35,29 +34,13 @@ LABELS = RNG.integers(0, C, N)
 BUDGET = 24_000  # bytes: two blocks of features, one of labels
 
 
-def graph(keep: np.ndarray | None = None, renumbered: bool = False) -> MmapGraph:
-    """All nodes with the edges among those of the mask ``keep``, in memory with these nodes alone if ``renumbered``."""
-
-    def make() -> Structure:
-        if keep is None:
-            return Structure(None, N, Adjacency(torch.from_numpy(ROWPTR), torch.from_numpy(COL)))
-        row = np.repeat(np.arange(N), np.diff(ROWPTR))
-        inner = keep[row] & keep[COL]
-        edges, count = np.stack([row[inner], COL[inner]]).astype(np.int64), N
-        if renumbered:
-            edges, count = (np.cumsum(keep) - 1)[edges], int(keep.sum())
-        return Structure(torch.from_numpy(edges), count)
-
-    return MmapGraph(ROWPTR, COL, keep, make)
-
-
 def graphs(setting: str = "transductive") -> GraphViews:
     if setting == "transductive":
-        return GraphViews(graph(), graph())
+        return GraphViews(MmapGraph(ROWPTR, COL), MmapGraph(ROWPTR, COL))
     keep = np.ones(N, dtype=bool)
     keep[TEST] = False
-    predict = graph() if setting == "inductive" else graph(keep)
-    return GraphViews(graph(keep, renumbered=True), predict, np.flatnonzero(keep))
+    predict = MmapGraph(ROWPTR, COL) if setting == "inductive" else MmapGraph(ROWPTR, COL, keep)
+    return GraphViews(MmapGraph(ROWPTR, COL, keep, renumbered=True), predict, np.flatnonzero(keep))
 
 
 def targets(pseudo: bool = True, seed: int = 5) -> StepTargets:
@@ -90,7 +73,6 @@ def learner_of(
         validation,
         Hardware(precision=precision),
         **{
-            "operator": gcn_operator,
             "hops": HOPS,
             "label_hops": LABEL_HOPS,
             "batch_size": 12,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.graphgym.config import cfg
 
-from glem_graphgym.build.gnn import LayeredGNN, MmapGraph, Structure, build_gnn
+from glem_graphgym.build.gnn import LayeredGNN, MmapGraph, build_gnn
 from glem_graphgym.data.csr import nodes_within
 from glem_graphgym.data.text_graph import csr_from_edges
 from glem_graphgym.em.fit import Validation
@@ -21,6 +21,8 @@ from glem_graphgym.em.m_step import GNNSettings, GraphViews
 from glem_graphgym.em.pseudo_labels import Gold, PseudoLabels, StepTargets
 from glem_graphgym.em.sampled_step import Neighbourhoods, SampledLearner, StoredSampledLearner
 from glem_graphgym.hardware import Hardware
+from glem_graphgym.models.block import BlockAdjacency
+from glem_graphgym.models.propagation import Adjacency
 from glem_graphgym.out_of_core import layerwise
 from glem_graphgym.out_of_core.layerwise import EDGE_BYTES, ROW_COPIES, LayerwiseInference
 
@@ -42,9 +44,8 @@ def network_settings(fresh_config: None) -> None:
     cfg.model.type = "glem_sage"
 
 
-def whole() -> Structure:
-    row = np.repeat(np.arange(N), np.diff(ROWPTR))
-    return Structure(torch.from_numpy(np.stack([row, COL]).astype(np.int64)), N)
+def whole() -> Adjacency:
+    return Adjacency(torch.from_numpy(ROWPTR), torch.from_numpy(COL))
 
 
 def network() -> LayeredGNN:
@@ -58,7 +59,7 @@ def network() -> LayeredGNN:
 
 def inference(folder: Path, budget: int = SOME, hardware: Hardware | None = None) -> LayerwiseInference:
     options: dict[str, Any] = {"budget": budget, "working": folder / "working", "hardware": hardware or Hardware()}
-    return LayerwiseInference(ROWPTR, COL, Structure.of_block, **options)
+    return LayerwiseInference(ROWPTR, COL, **options)
 
 
 def read(nodes: np.ndarray) -> Tensor:
@@ -109,8 +110,8 @@ def test_no_more_is_computed_than_logits_depend_on(tmp_path: Path, monkeypatch: 
     asked: list[tuple[int, int]] = []
     usual = LayeredGNN.layer
 
-    def layer(self: LayeredGNN, index: int, x: Tensor, structure: Structure) -> Tensor:
-        out = usual(self, index, x, structure)
+    def layer(self: LayeredGNN, index: int, x: Tensor, block: BlockAdjacency) -> Tensor:
+        out = usual(self, index, x, block)
         asked.append((index, len(out)))
         return out
 
@@ -156,9 +157,9 @@ def test_at_most_two_layers_lie_on_disk(tmp_path: Path) -> None:
     with torch.inference_mode():
         usual = made.layer
 
-        def layer(index: int, x: Tensor, structure: Structure) -> Tensor:
+        def layer(index: int, x: Tensor, block: BlockAdjacency) -> Tensor:
             seen.add((index, tuple(sorted(file.name for file in folder.glob("*")))))
-            return usual(index, x, structure)
+            return usual(index, x, block)
 
         made.layer = layer  # type: ignore[method-assign]
         list(inference(tmp_path, ONE_NODE).logits(made, D, read, np.arange(N)))
@@ -196,11 +197,11 @@ def learner_of(stored: bool, folder: Path, label_input: bool, predicted: np.ndar
     common = (optimizer, settings, validation, Hardware())
     if not stored:
         graphs = GraphViews(whole(), whole())
-        hoods = Neighbourhoods(graphs, Structure.csr, Structure.of_block, [2, 2, 2])
+        hoods = Neighbourhoods(graphs, [2, 2, 2])
         return SampledLearner(seeded, graphs, *common, predicted, neighbourhoods=hoods, batch_size=9)
-    graph = MmapGraph(ROWPTR, COL, None, whole)
+    graph = MmapGraph(ROWPTR, COL)
     graphs = GraphViews(graph, graph)
-    hoods = Neighbourhoods(graphs, MmapGraph.csr, Structure.of_block, [2, 2, 2])
+    hoods = Neighbourhoods(graphs, [2, 2, 2])
     return StoredSampledLearner(
         seeded, graphs, *common, predicted, neighbourhoods=hoods, layerwise=inference(folder), batch_size=9
     )
@@ -231,9 +232,9 @@ def test_a_stored_learner_trains_and_predicts_as_one_in_memory(
 
 
 def test_a_part_of_a_stored_graph_is_not_sampled_from() -> None:
-    graph = MmapGraph(ROWPTR, COL, np.ones(N, dtype=bool), whole)
+    graph = MmapGraph(ROWPTR, COL, np.ones(N, dtype=bool))
     with pytest.raises(AssertionError, match="a part of a stored graph"):
-        graph.csr()
+        Neighbourhoods(GraphViews(graph, graph), [2])
 
 
 def test_networks_without_layers_have_none(fresh_config: None) -> None:

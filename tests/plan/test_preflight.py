@@ -23,7 +23,6 @@ from glem_graphgym.data.synthetic import make_synthetic
 from glem_graphgym.plan import calibration, preflight
 from glem_graphgym.plan.calibration import Calibration, Cost, among_processes, sharded_mb
 from glem_graphgym.plan.disk_sizes import layer_file_bytes
-from glem_graphgym.plan.needs import print_needs, verdict_line
 from glem_graphgym.plan.preflight import (
     Planned,
     Preflight,
@@ -34,8 +33,10 @@ from glem_graphgym.plan.preflight import (
     examine,
     memory_verdicts,
     planned_stages,
+    print_needs,
     resident_of_all,
     run_files,
+    verdict_line,
 )
 
 COST: dict[str, Any] = {

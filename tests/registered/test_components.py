@@ -20,7 +20,7 @@ from torch_geometric.graphgym.loss import compute_loss
 from torch_geometric.graphgym.model_builder import create_model
 from torch_geometric.graphgym.optim import create_optimizer, create_scheduler
 
-from glem_graphgym.build.gnn import GNN, Structure, build_gnn, gnn_optimizer
+from glem_graphgym.build.gnn import GNN, build_gnn, gnn_optimizer
 from glem_graphgym.build.graph import load_text_graph_of, open_tokens
 from glem_graphgym.build.language_model import hardware_for
 from glem_graphgym.config import load_config
@@ -127,8 +127,8 @@ def test_gnn_keys_reach_the_network(graph: TextGraph) -> None:
 DESIGN_SPACE = ["gcnconv", "sageconv", "gatconv", "generalconv"]
 
 
-def structure_of(graph: TextGraph) -> Structure:
-    return Structure(torch.from_numpy(graph.edge_index()), graph.num_nodes)
+def adjacency_of(graph: TextGraph) -> Adjacency:
+    return Adjacency.from_edge_index(torch.from_numpy(graph.edge_index()), graph.num_nodes)
 
 
 @pytest.mark.parametrize("name", [*FULL_BATCH, *DESIGN_SPACE])
@@ -139,11 +139,11 @@ def test_any_network_learns_as_the_gnn_of_the_m_step(name: str, graph: TextGraph
     cfg.optim.base_lr, cfg.optim.scheduler = 0.02, "none"
     valid, labels = graph.split["valid"], graph.label[graph.split["valid"]]
 
-    structure = structure_of(graph)
+    adjacency = adjacency_of(graph)
     validation = Validation(valid, lambda logits: float((logits.argmax(-1) == labels).mean()))
     learner = GNNLearner(
         functools.partial(build_gnn, cfg),
-        GraphViews(structure, structure),
+        GraphViews(adjacency, adjacency),
         gnn_optimizer(cfg),
         GNNSettings(epochs=25),
         validation,
@@ -169,8 +169,8 @@ def test_the_input_features_outlive_graphgyms_layers(graph: TextGraph) -> None:
     cfg.model.type, cfg.gnn.layer_type, cfg.mem.inplace = "gnn", "gcnconv", True
     x = torch.from_numpy(np.array(graph.features))
     before, gnn = x.clone(), build_gnn(cfg, DIM, CLASSES).eval()
-    first = gnn(x, structure_of(graph))
-    assert torch.equal(gnn(x, structure_of(graph)), first)
+    first = gnn(x, adjacency_of(graph))
+    assert torch.equal(gnn(x, adjacency_of(graph)), first)
     assert torch.equal(x, before)
 
 
@@ -180,7 +180,7 @@ def test_two_classes_have_two_logits_in_our_modes_and_one_in_graphgyms(name: str
     cfg.model.type = name
     gnn = build_gnn(cfg, DIM, 2).eval()
     assert isinstance(gnn, GNN)
-    assert gnn(torch.randn(NODES, DIM), structure_of(graph)).shape == (NODES, 2)
+    assert gnn(torch.randn(NODES, DIM), adjacency_of(graph)).shape == (NODES, 2)
     model = create_model(to_device=False, dim_in=DIM, dim_out=2)
     pred, true = model(batch_of(graph, split="train"))
     assert pred.shape == (len(graph.split["train"]), 1)
