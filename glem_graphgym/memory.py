@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import torch
@@ -98,50 +98,40 @@ class PeakMemory:
 
 def available_bytes() -> int:
     """Memory that can be allocated now without swapping: on the machine or, if less, within a cgroup's limit."""
-    available = [psutil.virtual_memory().available]
-    for group in _cgroups():
-        uses, stat = _lines(group.use), _lines(group.stat)
-        if group.limit is not None and uses:
-            reclaimable = [int(line.split()[1]) for line in stat if line.split()[0] == group.reclaimable]
-            available.append(group.limit - int(uses[0]) + sum(reclaimable))
-    return max(0, min(available))
+    return max(0, min([psutil.virtual_memory().available, *(free for _, free in _cgroups() if free is not None)]))
 
 
 def machine_bytes() -> int:
     """Memory that this process can have at most: the machine's or, if less, a cgroup's limit."""
-    return min([psutil.virtual_memory().total, *(group.limit for group in _cgroups() if group.limit is not None)])
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroups())])
 
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-class _Cgroup(NamedTuple):
-    """A cgroup's limit in bytes (None = none), files of its use, and the line of ``stat`` with reclaimable bytes."""
+def _cgroups() -> Iterator[tuple[int, int | None]]:
+    """Limit and free bytes (None = unknown) of each memory cgroup that this process is in and that has a limit.
 
-    limit: int | None
-    use: Path
-    stat: Path
-    reclaimable: str
-
-
-def _cgroups() -> Iterator[_Cgroup]:
-    """The memory cgroups that this process is in: those of its Slurm step, container or slice, and all above them."""
+    They are those of its Slurm step, container or slice, and all above them. Bytes that can be reclaimed are free.
+    """
     for line in _lines(OWN_CGROUPS):
         _, controllers, path = line.split(":", 2)
         if not controllers:  # version 2
-            root, limit, use, reclaimable = CGROUPS, "memory.max", "memory.current", "inactive_file"
+            root, limit_file, use_file, reclaimable = CGROUPS, "memory.max", "memory.current", "inactive_file"
         elif "memory" in controllers.split(","):  # version 1
             root, reclaimable = CGROUPS / "memory", "total_inactive_file"
-            limit, use = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            limit_file, use_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         # A container without a namespace of its own sees its cgroup as the root, and here a path that is not there.
         cgroup = root / path.lstrip("/")
         for folder in (cgroup, *cgroup.parents[: len(cgroup.parts) - len(root.parts)]):
-            limit_lines = _lines(folder / limit)
-            limit_bytes = int(limit_lines[0]) if limit_lines and limit_lines[0].isdigit() else None
-            yield _Cgroup(limit_bytes, folder / use, folder / "memory.stat", reclaimable)
+            limit, use = _lines(folder / limit_file)[:1], _lines(folder / use_file)[:1]
+            if limit and limit[0].isdigit():
+                stat = dict(line.split()[:2] for line in _lines(folder / "memory.stat"))
+                left = int(limit[0]) + int(stat.get(reclaimable, 0))
+                yield int(limit[0]), left - int(use[0]) if use else None
 
 
 def _lines(file: Path) -> list[str]:

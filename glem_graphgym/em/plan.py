@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 from glem_graphgym.progress import Progress, time_text
 
-WORDS = {
-    "lm_gold": "the language model learns from gold labels",
-    "gnn_gold": "the GNN learns from gold labels",
-    "e_step": "the language model learns from gold labels and the GNN's pseudo-labels",
-    "m_step": "the GNN learns from gold labels and the language model's pseudo-labels",
-    "joint": "language model and GNN learn together from gold labels",
-    "correct_and_smooth": "Correct & Smooth on the GNN's predictions",
-    "ensemble": "language model and GNN predict together",
+# Kind of stage -> title of its progress bars, and what it does.
+STAGES = {
+    "lm_gold": ("LM", "the language model learns from gold labels"),
+    "gnn_gold": ("GNN", "the GNN learns from gold labels"),
+    "e_step": ("E-step", "the language model learns from gold labels and the GNN's pseudo-labels"),
+    "m_step": ("M-step", "the GNN learns from gold labels and the language model's pseudo-labels"),
+    "joint": ("LM and GNN", "language model and GNN learn together from gold labels"),
+    "correct_and_smooth": ("correct_and_smooth", "Correct & Smooth on the GNN's predictions"),
+    "ensemble": ("ensemble", "language model and GNN predict together"),
 }
-TITLES = {"lm_gold": "LM", "gnn_gold": "GNN", "joint": "LM and GNN", "e_step": "E-step", "m_step": "M-step"}
 Track = Callable[[Mapping[str, float], int], object]  # receives numbers by name, and the step that they belong to
 ENOUGH_SECONDS, ENOUGH_SHARE = 5.0, 0.02  # of a stage, before its speed is used to estimate the rest
 
@@ -29,29 +29,21 @@ def untracked(numbers: Mapping[str, float], step: int) -> None:
 
 def in_words(name: str) -> str:
     """A stage in words: ``E-step 1, the language model learns from gold labels and the GNN's pseudo-labels``."""
-    if view := _view(name):
-        return f"the language model of '{view}' learns from gold labels"
-    kind, *number = _kind_and_number(name)
-    words = WORDS.get(kind, name)
-    return f"{title_of(name)}, {words}" if number else words
+    return _title_and_words(name)[1]
 
 
 def title_of(name: str) -> str:
     """Title of a stage's progress bars: ``E-step 1``."""
-    if view := _view(name):
-        return f"LM of {view}"
-    kind, *number = _kind_and_number(name)
-    return " ".join([TITLES.get(kind, kind), *number])
+    return _title_and_words(name)[0]
 
 
-def _view(name: str) -> str:
-    """The view whose LM is trained in a stage; "" for other stages."""
-    return name.removeprefix("lm_gold_") if name.startswith("lm_gold_") else ""
-
-
-def _kind_and_number(name: str) -> list[str]:
-    """Split a stage's name: ``e_step_1`` into ``["e_step", "1"]``, ``joint`` into ``["joint"]``."""
-    return re.split(r"_(?=\d+$)", name)
+def _title_and_words(name: str) -> tuple[str, str]:
+    if (view := name.removeprefix("lm_gold_")) != name:
+        return f"LM of {view}", f"the language model of '{view}' learns from gold labels"
+    kind, *number = re.split(r"_(?=\d+$)", name)  # e_step_1 has a number, joint has none
+    title, words = STAGES.get(kind, (kind, name))
+    title = " ".join([title, *number])
+    return title, f"{title}, {words}" if number else words
 
 
 @dataclass(frozen=True)
