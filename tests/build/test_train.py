@@ -510,27 +510,29 @@ def lm_run(configure: Callable[..., None], *options: object) -> Path:
     return train_and_finish()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["lm.lr", "1e-5"], r"another configuration: lm\.lr was 0\.004, now 1e-05\. Choose another out_dir"),
-        (["lm.epochs", 2, "seed", 5], r"lm\.epochs was 1, now 2; seed was 0, now 5"),
-        (["dataset.tag_seed", 4], r"another version of synthetic \(fingerprint [0-9a-f]{16}, now [0-9a-f]{16}\)"),
-        (["train.mode", "glem_cascade"], r"a run of train\.mode glem_lm, now glem_cascade"),
-    ],
-)
-def test_a_folder_of_another_run_is_refused(
-    options: list[object], message: str, configure: Callable[..., None]
+OTHER_RUNS: list[tuple[list[object], str]] = [
+    (["lm.lr", "1e-5"], r"another configuration: lm\.lr was 0\.004, now 1e-05\. Choose another out_dir"),
+    (["lm.epochs", 2, "seed", 5], r"lm\.epochs was 1, now 2; seed was 0, now 5"),
+    (["dataset.tag_seed", 4], r"another version of synthetic \(fingerprint [0-9a-f]{16}, now [0-9a-f]{16}\)"),
+    (["train.mode", "glem_cascade"], r"a run of train\.mode glem_lm, now glem_cascade"),
+]
+
+
+def test_a_run_folder_names_its_run_and_refuses_others(
+    configure: Callable[..., None], tmp_path: Path
 ) -> None:
     run = lm_run(configure)
     before = (run / "run.json").read_text()
-    with pytest.raises(RunError, match=message):
-        lm_run(configure, *options)
-    assert (run / "run.json").read_text() == before
-
-
-def test_what_results_do_not_depend_on_may_change(configure: Callable[..., None], tmp_path: Path) -> None:
-    run = lm_run(configure)
+    record = json.loads(before)
+    graph = loader.load_text_graph_of(cfg)
+    assert record["fingerprint"] == graph.fingerprint()
+    assert (record["dataset"], record["mode"], record["metric"]) == ("synthetic", "glem_lm", "accuracy")
+    assert (record["origin"], record["facts"]) == (graph.origin, graph.facts())
+    assert record["finished"] is True
+    for options, message in OTHER_RUNS:
+        with pytest.raises(RunError, match=message):
+            lm_run(configure, *options)
+        assert (run / "run.json").read_text() == before
     stage = (run / "stages/00_lm_gold/stage.json").stat().st_mtime_ns
     elsewhere = ["out_dir", "x", "print", "file", "round", 2, "num_workers", 1, "dataset.dir", tmp_path / "other"]
     lm_run(configure, *elsewhere, "tensorboard_agg", False, "glem.em_iterations", 5, "glem.keep_weights", "all")
@@ -633,16 +635,6 @@ def test_a_gnn_on_raw_features_needs_no_language_model(configure: Callable[..., 
     record = json.loads((run / "stages/00_gnn_gold/stage.json").read_text())
     assert record["params"] == (2 * 4 * 8 + 8) + 2 * 8 + (2 * 8 * 3 + 3)
     assert record["method"] == "GNN"
-
-
-def test_graph_and_mode_are_on_record(configure: Callable[..., None]) -> None:
-    run = lm_run(configure)
-    record = json.loads((run / "run.json").read_text())
-    graph = loader.load_text_graph_of(cfg)
-    assert record["fingerprint"] == graph.fingerprint()
-    assert (record["dataset"], record["mode"], record["metric"]) == ("synthetic", "glem_lm", "accuracy")
-    assert (record["origin"], record["facts"]) == (graph.origin, graph.facts())
-    assert record["finished"] is True
 
 
 def test_a_diverging_run_says_what_to_do(configure: Callable[..., None]) -> None:
