@@ -518,9 +518,7 @@ OTHER_RUNS: list[tuple[list[object], str]] = [
 ]
 
 
-def test_a_run_folder_names_its_run_and_refuses_others(
-    configure: Callable[..., None], tmp_path: Path
-) -> None:
+def test_a_run_folder_names_its_run_and_refuses_others(configure: Callable[..., None], tmp_path: Path) -> None:
     run = lm_run(configure)
     before = (run / "run.json").read_text()
     record = json.loads(before)
@@ -559,15 +557,6 @@ def test_decisive_settings_are_flat_and_whole() -> None:
     indifferent = {"dataset.tag_source", "lm.infer_tokens", "lm.strategy", *(f"glem.{name}" for name in names.split())}
     assert {key.name for key in KEYS} - set(flat) - {"train.mode"} == indifferent
     json.dumps(flat)
-
-
-def test_fewer_iterations_report_fewer(configure: Callable[..., None]) -> None:
-    configure("glem.em_iterations", 2)
-    train_and_finish()
-    configure("glem.em_iterations", 1)
-    run = train_and_finish()
-    rows = [json.loads(line) for line in (run / "val" / "stats.json").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
 
 
 # ---- first predictions --------------------------------------------------------------------------------------------
