@@ -120,7 +120,7 @@ def test_a_run_on_disk_is_the_run_in_memory(
     assert not (run_dir / "working").exists()  # nothing is left of what steps worked on
 
 
-def test_a_run_on_disk_writes_no_large_array_into_memory(
+def test_a_run_on_disk_writes_no_large_array_into_memory_and_is_predicted_from(
     configure: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths = []
@@ -131,8 +131,13 @@ def test_a_run_on_disk_writes_no_large_array_into_memory(
         return multiply(self, x, out)
 
     monkeypatch.setattr(StoredOperator, "multiply", noted)
-    run(configure("disk", "glem.memory_budget_gb", BUDGET))
+    run_dir = configure("disk", "glem.memory_budget_gb", BUDGET, "glem.keep_weights", "all")
+    stages = run(run_dir)
     assert widths and max(widths) * 2 * 4 * (NODES + FAR) < BUDGET * 1e9
+    predict_run(cfg)
+    scores = json.loads((run_dir / "predictions.json").read_text())
+    assert scores["GLEM-GNN"]["test"]["accuracy"] == stages["03_m_step_1"][1]["test"]["accuracy"]
+    assert not (run_dir / "working").exists()
 
 
 class Killed(BaseException):
@@ -180,16 +185,6 @@ def test_hops_of_fixed_features_are_shared_between_runs(
     monkeypatch.setattr(StoredOperator, "multiply", None)
     second = run(configure("second", *options, "gnn.dropout", 0.3))
     assert list(first) == list(second) == ["00_gnn_gold"]
-
-
-def test_predictions_of_a_run_on_disk(configure: Callable[..., Path]) -> None:
-    options = ("glem.memory_budget_gb", BUDGET, "glem.keep_weights", "all")
-    run_dir = configure("run", *options)
-    stages = run(run_dir)
-    predict_run(cfg)
-    scores = json.loads((run_dir / "predictions.json").read_text())
-    assert scores["GLEM-GNN"]["test"]["accuracy"] == stages["03_m_step_1"][1]["test"]["accuracy"]
-    assert not (run_dir / "working").exists()
 
 
 # ---- texts that nobody needs --------------------------------------------------------------------------------------

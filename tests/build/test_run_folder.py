@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from importlib.metadata import version
@@ -27,6 +28,13 @@ from glem_graphgym.report.stats import finish_run
 
 OLD = {"ogb": "1.3.6", "torch": "2.13.0"}
 NEW = {"ogb": "1.3.6", "torch": "2.14.0", "transformers": "5.9.0"}
+
+
+@pytest.fixture
+def identity(configure_run: Callable[..., Path]) -> dict[str, Any]:
+    """What a run of the usual configuration notes."""
+    configure_run()
+    return identity_of(cfg, None)
 
 
 def with_versions(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> dict[str, Any]:
@@ -108,10 +116,8 @@ def test_a_run_that_starts_anew_notes_its_own_versions_alone(
 
 
 def test_stages_left_by_a_killed_overwrite_are_not_taken_over(
-    configure_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    identity: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configure_run()
-    identity = identity_of(cfg, None)
     run_dir = begun(tmp_path / "0", identity, finished=True)
 
     def killed(path: Path) -> None:
@@ -124,12 +130,8 @@ def test_stages_left_by_a_killed_overwrite_are_not_taken_over(
         check_run_folder(run_dir, identity)
 
 
-def test_overwriting_deletes_the_results_of_all_its_seeds_at_once(
-    configure_run: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_overwriting_deletes_the_results_of_all_its_seeds_at_once(identity: dict[str, Any], tmp_path: Path) -> None:
     """So that a command that is interrupted in its first seed does not take over the old results of the others."""
-    configure_run()
-    identity = identity_of(cfg, None)
     for seed in range(4):
         begun(tmp_path / str(seed), {**identity, "seed": seed}, finished=True)
     with run_folder.lock_run_folder(tmp_path / "2"), pytest.raises(run_folder.RunError, match=r"working on .*/2; wait"):
@@ -141,10 +143,8 @@ def test_overwriting_deletes_the_results_of_all_its_seeds_at_once(
 
 
 def test_another_seed_may_be_deleted_while_it_is_looked_at(
-    configure_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    identity: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configure_run()
-    identity = identity_of(cfg, None)
     begun(tmp_path / "1", identity)
     usual = Path.read_text
 
@@ -164,6 +164,8 @@ def test_a_run_notes_how_many_iterations_its_tables_show(configure_run: Callable
         noted = read_json(run_dir / "run.json")
         assert noted["em_iterations"] == asked
         assert len(noted["stages"]) == 2 + 2 * asked
+        rows = [json.loads(line) for line in (run_dir / "val" / "stats.json").read_text().splitlines()]
+        assert [row["epoch"] for row in rows] == [*range(2 + 2 * asked)]
         assert noted["versions"] == package_versions()
 
 
@@ -184,11 +186,7 @@ def test_a_run_of_a_version_that_lacked_a_key_goes_on_with_the_keys_default(
 
 
 @pytest.mark.parametrize("missing", ["mode", "settings", "files"])
-def test_a_run_json_that_lacks_something_is_named(
-    configure_run: Callable[..., Path], tmp_path: Path, missing: str
-) -> None:
-    configure_run()
-    identity = identity_of(cfg, None)
+def test_a_run_json_that_lacks_something_is_named(identity: dict[str, Any], tmp_path: Path, missing: str) -> None:
     begun(tmp_path / "0", {name: value for name, value in identity.items() if name != missing})
     for seed in (0, 1):  # the run's own, and another seed's
         with pytest.raises(DamagedFileError, match=rf"{tmp_path}/0/run.json is damaged .*'{missing}'.* --overwrite"):
@@ -196,15 +194,13 @@ def test_a_run_json_that_lacks_something_is_named(
 
 
 @pytest.mark.parametrize("name", ["²", "--5", "5-", "a"])
-def test_folders_beside_the_seeds_are_left_alone(configure_run: Callable[..., Path], tmp_path: Path, name: str) -> None:
-    configure_run()
-    begun(tmp_path / name, {**identity_of(cfg, None), "mode": "glem_lm"})
-    check_run_folder(tmp_path / "0", identity_of(cfg, None))
+def test_folders_beside_the_seeds_are_left_alone(identity: dict[str, Any], tmp_path: Path, name: str) -> None:
+    begun(tmp_path / name, {**identity, "mode": "glem_lm"})
+    check_run_folder(tmp_path / "0", identity)
 
 
-def test_the_folder_of_an_experiment_is_no_run(tmp_path: Path, configure_run: Callable[..., Path]) -> None:
-    configure_run()
-    begun(tmp_path / "7", identity_of(cfg, None), finished=True)
+def test_the_folder_of_an_experiment_is_no_run(identity: dict[str, Any], tmp_path: Path) -> None:
+    begun(tmp_path / "7", identity, finished=True)
     require_finished(tmp_path / "7")
     with pytest.raises(RunError, match=r"no finished run; name that of a seed, such as .*/7$"):
         require_finished(tmp_path)

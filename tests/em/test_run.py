@@ -183,12 +183,6 @@ def test_each_step_learns_from_the_other_models_latest_predictions(tmp_path: Pat
     assert book.of("lm_gold").targets.pseudo is None and book.of("gnn_gold").targets.pseudo is None
     record = read_json(named(run, "e_step_1").folder / "stage.json")
     assert (record["params"], record["lr"]) == (6, 0.5)
-
-
-@ORDERS
-def test_the_gnns_features_are_the_latest_lms_embeddings_in_every_m_step(tmp_path: Path, order: str) -> None:
-    run, book = fake_run(tmp_path, EMSettings(order=order, iterations=2))
-    run_em(run)
     for step, lm in EMBEDDINGS[order].items():
         np.testing.assert_array_equal(book.of(step).features, named(run, lm).embeddings)
         assert run.teacher_of(named(run, step)) is named(run, lm)

@@ -126,7 +126,7 @@ FAULTS: dict[str, Fault] = {
         "modes.py",
         "p = run.m_step(iteration, q, q.logits)",
         "p = run.m_step(iteration, gold_lm, q.logits)",
-        "em/test_run.py::test_the_gnns_features_are_the_latest_lms_embeddings_in_every_m_step[lm_first]",
+        "em/test_run.py::test_each_step_learns_from_the_other_models_latest_predictions[lm_first]",
     ),
     "own_predictions": Fault(
         "an M-step learns from the GNN's own predictions",
