@@ -94,7 +94,8 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
     names = [f"{stem}{ending}" for ending in endings]
     if not folder.is_dir():
         raise DataError(
-            f"dataset.tag_source: {folder} is neither folder nor file; expected a folder with {names[0]} and the like"
+            f"dataset.tag_source: {folder} is neither folder nor file (seen from {Path.cwd()}); expected a table "
+            f"such as papers.csv, or a folder with {names[0]} and the like"
         )
     similar = sorted(path for path in folder.iterdir() if path.name.lower().startswith(f"{stem}."))
     matches = [path for path in similar if path.name.lower() in names and path.is_file()]
@@ -108,9 +109,19 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
         )
         raise DataError(
             f"{folder} holds {len(matches)} of the files {names}, expected exactly one of them"
-            + (f"; there are {similar_names}{spark_hint}" if similar_names else edges_hint)
+            + (f"; there are {similar_names}{spark_hint}" if similar_names else edges_hint + _other_names(folder, stem))
         )
     return matches[0]
+
+
+def _other_names(folder: Path, stem: str) -> str:
+    tables = sorted(path.name for path in folder.iterdir() if path.suffix in (".csv", ".tsv", ".jsonl", ".parquet"))
+    if stem != "nodes" or not tables:
+        return ""
+    return (
+        f"; there are {tables}: rename them to nodes and edges, or convert them: "
+        "run/convert.py <nodes> <edges> --out tables"
+    )
 
 
 # ---- nodes and edges ----------------------------------------------------------------------------------------------

@@ -530,10 +530,14 @@ def report(queue: Queue, finished_before: int) -> str:
         rows += [(failure.job.name, failure.status, failure.last_line) for failure in queue.failures]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         lines += ["", *(f"{name:<{widths[0]}}  {status:<{widths[1]}}  {line}" for name, status, line in rows), ""]
-        logs = sorted({str(failure.job.log.parent) for failure in queue.failures})
-        lines.append(f"Whole logs: {', '.join(f'{folder}/<job>.log' for folder in logs)}")
+        lines.append(f"Whole logs: {', '.join(log_files([failure.job for failure in queue.failures]))}")
         lines += _restart_advice([failure.job for failure in queue.failures if "--overwrite" in failure.last_line])
     return "\n".join(lines)
+
+
+def log_files(jobs: Sequence[Job]) -> list[str]:
+    """Patterns of the jobs' log files."""
+    return sorted({f"{job.log.parent}/<job>.log" for job in jobs})
 
 
 def _restart_advice(jobs: Sequence[Job]) -> list[str]:
@@ -599,6 +603,7 @@ def run_folder(args: argparse.Namespace) -> int:
         elif plan.threads:  # must precede the import of libraries that read it once
             os.environ["OMP_NUM_THREADS"] = str(plan.threads)
         if jobs:
+            print(f"Progress of the jobs: {', '.join(log_files(jobs))}", flush=True)
             queue.run()
     print(report(queue, finished))
     return 1 if queue.failures else 0
