@@ -19,7 +19,7 @@ usage() {
 
 # A name in a folder of ours, or a path.
 find_file() { # NAME FOLDER SUFFIX
-    if [ -f "$1" ]; then
+    if [ -f "$1" ] || [ "${1%"$3"}" != "$1" ]; then  # a name with its ending is a path, also in an error
         printf '%s\n' "$1"
     else
         printf '%s\n' "$2/$1$3"

@@ -285,10 +285,8 @@ def _why_missing(
             return f"; columns are separated by {name}s there, expected {SEPARATORS[delimiter]}s: {remedy}"
     for column in missing:
         if similar := alike(column, header):
-            return (
-                f"; rename the column {similar[0]!r} to '{column}', or set dataset.tag_columns to "
-                f"[{column}={similar[0]}]?"
-            )
+            columns = ", ".join(f"{name}={similar[0] if name == column else '<yours>'}" for name in missing)
+            return f"; rename the column {similar[0]!r} to '{column}', or set dataset.tag_columns to [{columns}]?"
     if any(NUMBER.fullmatch(cell.strip()) for cell in header):
         return f"; is the first line a row? Put a line with {','.join(expected)} above it"
-    return ""
+    return f"; name yours: dataset.tag_columns [{', '.join(f'{column}=<yours>' for column in missing)}]"
