@@ -16,8 +16,10 @@ if [ "$(cat .venv/.installed 2>/dev/null)" != "$wanted" ]; then
     fi
     echo "Setting up .venv, once: downloads PyTorch and other packages, which takes minutes ..."
     [ -x .venv/bin/python ] || "$python" -m venv .venv
+    echo "1 of 2: PyTorch (some hundred MB; with its GPU libraries some GB) ..."
     # torch first and alone: all other packages accept the version that is installed.
     .venv/bin/pip install --quiet "$(grep '^torch==' "$constraints")"
+    echo "2 of 2: the package and the other packages ..."
     .venv/bin/pip install --quiet --constraint "$constraints" --editable ".${extras:+[$extras]}"
     echo "$wanted" >.venv/.installed
 fi

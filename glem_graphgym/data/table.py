@@ -96,7 +96,8 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
     names = [f"{stem}{ending}" for ending in endings]
     if not folder.is_dir():
         raise DataError(
-            f"dataset.tag_source: {folder} is neither folder nor file; expected a folder with {names[0]} and the like"
+            f"dataset.tag_source: {folder} is neither folder nor file (seen from {Path.cwd()}); expected a table "
+            f"such as papers.csv, or a folder with {names[0]} and the like"
         )
     similar = sorted(path for path in folder.iterdir() if path.name.lower().startswith(f"{stem}."))
     matches = [path for path in similar if path.name.lower() in names and path.is_file()]
@@ -109,6 +110,11 @@ def _find(folder: Path, stem: str, endings: Sequence[str]) -> Path:
                 hint += "; a folder of parts, as Spark writes it, must be made one file"
         elif stem == "edges":
             hint = "; nodes that list their neighbours need none: set dataset.tag_source to their file"
+        elif tables := sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(NODE_ENDINGS)):
+            hint = (
+                f"; there are {tables}: rename them to nodes and edges, or convert them: "
+                "run/convert.py <nodes> <edges> --out tables"
+            )
         raise DataError(f"{folder} holds {len(matches)} of the files {names}, expected exactly one of them{hint}")
     return matches[0]
 
@@ -316,10 +322,8 @@ def _why_missing(
             return f"; columns are separated by {name}s there, expected {SEPARATORS[delimiter]}s: {remedy}"
     for column in missing:
         if similar := alike(column, header):
-            return (
-                f"; rename the column {similar[0]!r} to '{column}', or set dataset.tag_columns to "
-                f"[{column}={similar[0]}]?"
-            )
+            columns = ", ".join(f"{name}={similar[0] if name == column else '<yours>'}" for name in missing)
+            return f"; rename the column {similar[0]!r} to '{column}', or set dataset.tag_columns to [{columns}]?"
     if any(NUMBER.fullmatch(cell.strip()) for cell in header):
         return f"; is the first line a row? Put a line with {','.join(expected)} above it"
-    return ""
+    return f"; name yours: dataset.tag_columns [{', '.join(f'{column}=<yours>' for column in missing)}]"

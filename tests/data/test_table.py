@@ -271,6 +271,12 @@ def test_missing_file_is_named(pets: Path, stem: str) -> None:
         load(pets)
 
 
+def test_tables_of_other_names_are_listed_with_a_remedy(pets: Path) -> None:
+    (pets / "nodes.csv").rename(pets / "animals.csv")
+    with pytest.raises(DataError, match=r"there are \['animals.csv', 'edges.csv'\]: rename .* run/convert\.py <nodes>"):
+        load(pets)
+
+
 def test_parquet_without_pyarrow_names_the_extra(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pd.read_csv(pets / "nodes.csv").to_parquet(pets / "nodes.parquet")
     (pets / "nodes.csv").unlink()

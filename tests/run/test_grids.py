@@ -405,6 +405,7 @@ def test_failed_jobs_are_reported_and_run_again(tmp_path: Path, launcher: str) -
     folder = Folder(tmp_path, "good", "fail", "raise", "kill", "a b=%2F", launcher=launcher)
     status, out = folder.run(3)
     assert status == 1, out
+    assert "Progress of the jobs: results/grid/logs/<job>.log\n" in out
     assert sorted(file.name for file in folder.configs.glob("*.yaml_done")) == ["a b=%2F.yaml_done", "good.yaml_done"]
     before = folder.ran()
     assert {name: job["repeat"] for name, job in before.items()} == {"good": "3", "a b=%2F": "3"}
