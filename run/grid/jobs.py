@@ -302,6 +302,8 @@ class Queue:
             environment["OMP_NUM_THREADS"] = str(min(self.plan.threads, job.num_threads))
         job.log.parent.mkdir(parents=True, exist_ok=True)
         log_start = job.log.stat().st_size if job.log.exists() else 0
+        if number == 1:
+            print(f"Progress of the jobs: {job.log.parent}/<job>.log")
         print(f"[{number}/{self.total}] {job.name}{f' on GPU {gpu}' if gpu else ''}", flush=True)
         self._launch(Running(job, gpu, time.monotonic(), log_start), environment)
 
@@ -522,18 +524,14 @@ def report(queue: Queue, finished_before: int) -> str:
         rows += [(failure.job.name, failure.status, failure.last_line) for failure in queue.failures]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         lines += ["", *(f"{name:<{widths[0]}}  {status:<{widths[1]}}  {line}" for name, status, line in rows), ""]
-        lines.append(f"Whole logs: {log_files([failure.job for failure in queue.failures])}")
+        logs = sorted({str(failure.job.log.parent) for failure in queue.failures})
+        lines.append(f"Whole logs: {', '.join(f'{folder}/<job>.log' for folder in logs)}")
     # These jobs found results of other settings, and name the remedy of main.py, which a queue does not take.
     if refused := [failure.job for failure in queue.failures if "--overwrite" in failure.last_line]:
         remedy = "change out_dir in the base, or delete these results; then type the command again"
         lines.append(f"There is no --overwrite here: {remedy}")
         lines += [f"rm -r {shlex.quote(str(results_of(job.config) / job.name))}" for job in refused]
     return "\n".join(lines)
-
-
-def log_files(jobs: Iterable[Job]) -> str:
-    """Patterns of the jobs' log files."""
-    return ", ".join(sorted({f"{job.log.parent}/<job>.log" for job in jobs}))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -586,7 +584,6 @@ def run_folder(args: argparse.Namespace) -> int:
         elif plan.threads:  # must precede the import of libraries that read it once
             os.environ["OMP_NUM_THREADS"] = str(plan.threads)
         if jobs:
-            print(f"Progress of the jobs: {log_files(jobs)}", flush=True)
             queue.run()
     print(report(queue, finished))
     return 1 if queue.failures else 0
