@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,11 @@ def read_file(file: Path) -> dict[str, Tree]:
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a character in the name that no file system accepts
-        raise YamlError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        hint = ""
+        if isinstance(error, FileNotFoundError):
+            similar = get_close_matches(file.name, [path.name for path in file.parent.glob("*.y*ml")], n=1)
+            hint = f"; did you mean {file.with_name(similar[0])}?" if similar else "; expected a YAML file"
+        raise YamlError(f"cannot be read ({getattr(error, 'strerror', None) or error}){hint}") from error
     if len(content) > MAX_BYTES:
         raise YamlError(f"has more than {MAX_BYTES:,} bytes; expected a short YAML file of 'key: value' lines")
     try:

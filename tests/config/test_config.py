@@ -271,8 +271,12 @@ def test_graphgyms_own_way_in_takes_null_and_numbers(tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--cfg .*none\.yaml: cannot be read \(No such file or directory\)"):
-        load_config(cfg, tmp_path / "none.yaml")
+    missing = r"--cfg .*words\.yml: cannot be read \(No such file or directory\); "
+    with pytest.raises(ConfigError, match=f"{missing}expected a YAML file"):
+        load_config(cfg, tmp_path / "words.yml")
+    (tmp_path / "words.yaml").touch()
+    with pytest.raises(ConfigError, match=rf"{missing}did you mean .*/words\.yaml\?"):
+        load_config(cfg, tmp_path / "words.yml")
 
 
 def test_a_plugin_that_ends_the_program_is_refused(tmp_path: Path) -> None:
