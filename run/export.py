@@ -57,7 +57,7 @@ def export(args: argparse.Namespace) -> int:
     set_up_process(cfg)
     out = args.out or run_dir / "export"
     export_run(cfg, out, args.stage, args.adapter)
-    logging.info(f"Exported: {out}")
+    logging.info(f"Exported: {out}, with {', '.join(sorted(path.name for path in out.iterdir()))}")
     return 0
 
 

@@ -195,10 +195,11 @@ def test_a_run_leaves_graphgyms_files(finished: tuple[Path, str]) -> None:
 
 
 def test_a_finished_run_is_exported_by_its_folder_alone(
-    finished: tuple[Path, str], main: Runner, tmp_path: Path
+    finished: tuple[Path, str], main: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_dir(finished[0])
     assert load_program("export").main(["--dir", str(run), "--out", str(tmp_path / "out")]) == 0
+    assert "/out, with embeddings.npy, gnn, gnn_logits.npy, lm, lm_logits.npy" in capsys.readouterr().out
     found, kept = tmp_path / "out" / "gnn_logits.npy", run / "stages" / STAGES[3] / "logits.npy"
     assert found.read_bytes() == kept.read_bytes()
     assert main(finished[0], "e_step.epochs", 8, "--stage", "lm_gold", program="export") == 0
