@@ -14,10 +14,10 @@ from tests import checks
 
 
 def refused(text: str | bytes, folder: Path, *names: str) -> None:
-    """A YAML is refused in one line that names the file, and holds ``names``."""
+    """A YAML is refused in one line, which holds ``names``."""
     file = folder / "bad.yaml"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
-    checks.refused(lambda: load_config(cfg, file), "bad.yaml", *names, error=ConfigError)
+    checks.refused(lambda: load_config(cfg, file), *names, error=ConfigError)
 
 
 # ---- no YAML of keys and values -------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ NO_KEYS = {
 def test_a_file_that_is_no_yaml_of_keys(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text, names = NO_KEYS[case]
-    refused(text, tmp_path, *names)
+    refused(text, tmp_path, "bad.yaml", *names)
     assert not (tmp_path / "marker").exists()
 
 
@@ -111,7 +111,7 @@ TWICE = {
 @pytest.mark.parametrize("case", TWICE)
 def test_what_stands_twice_names_both_lines(case: str, tmp_path: Path) -> None:
     text, names = TWICE[case]
-    refused(text, tmp_path, *names)
+    refused(text, tmp_path, "bad.yaml", *names)
 
 
 def test_anchors_and_merges_work(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("text", UNKNOWN, ids=[text[:30] for text in UNKNOWN])
 def test_keys_that_there_are_not(text: str, tmp_path: Path) -> None:
-    refused(text, tmp_path, *UNKNOWN[text])
+    refused(text, tmp_path, "bad.yaml", *UNKNOWN[text])
 
 
 # ---- texts stand as they were typed ---------------------------------------------------------------------------------
