@@ -97,11 +97,11 @@ def logging_taken_back() -> Iterator[None]:
     try:
         yield
     finally:
-        for handler in root.handlers:
-            if handler not in handlers:
-                handler.close()
+        new_handlers = [handler for handler in root.handlers if handler not in handlers]
         root.handlers[:] = handlers
         root.setLevel(level)
+        for handler in new_handlers:  # last: on a full disk this raises OSError
+            handler.close()
 
 
 def run_here(program: str, arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Ended:
