@@ -87,7 +87,7 @@ def _cached_choice(cache: Path, name: str, key: Sequence[object], measure: Calla
     """The choice ``name`` for this processor, number of threads, torch version and ``key``; measured if not cached."""
     conditions = {"processor": [*processor()], "threads": torch.get_num_threads(), "torch": torch.__version__}
     conditions["of"] = [*key]
-    file = cache / f"{name}-{fingerprint(conditions)}.json"
+    file, choice = cache / f"{name}-{fingerprint(conditions)}.json", None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
@@ -97,8 +97,7 @@ def _cached_choice(cache: Path, name: str, key: Sequence[object], measure: Calla
             write_json(file, {"choice": choice, **conditions})
     except OSError as error:
         logging.info(f"{file} cannot be used ({error.strerror}): {name} is measured in each run")
-        choice = measure()
-    return choice
+    return measure() if choice is None else choice
 
 
 def faster_precision() -> str:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -53,6 +55,13 @@ def test_a_choice_that_cannot_be_kept_is_measured_in_each_run(measured: list[str
     (Path(cfg.dataset.dir) / "choices").touch()  # fails as a folder does that can only be read
     assert choose(cfg) == choose(cfg) == CHOSEN
     assert measured == ["precision", "attention"] * 2
+
+
+def test_a_choice_that_cannot_be_written_is_measured_once(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    full = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(choices, "write_json", full)
+    assert choose(cfg) == CHOSEN
+    assert measured == ["precision", "attention"]
 
 
 @pytest.mark.parametrize(
